@@ -1,0 +1,185 @@
+"""Source module -> Model. ``torch.export`` is called here and nowhere else."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.errors import CaptureError
+from edgesmith.compiler.functional import functionalize
+from edgesmith.compiler.model import Model, TensorSpec, output_specs
+
+_MAX_BATCH = 4096
+
+
+def capture(module: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Model:
+    """Capture ``module`` in eval mode as one functional graph of ATen operators.
+
+    The batch (first dimension of every input, where all share it) is dynamic if the module allows it, else fixed at
+    that of ``example_inputs``. The module's train or eval mode is left as it was.
+
+    Raises:
+        CaptureError: no graph could be made, with torch's reason.
+    """
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        program, dynamic = _export_widest(module, example_inputs)
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    return from_program(program, dynamic, example_inputs, _input_names(module, len(example_inputs)))
+
+
+def _export_widest(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.export.ExportedProgram, bool]:
+    batches = {tuple(x.shape)[:1] for x in inputs}
+    if len(batches) == 1 and batches != {()}:
+        doubled = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
+        try:
+            return export_program(module, doubled, dynamic=True), True
+        except CaptureError:
+            pass  # the module computes with its batch size: fixed then, and Model.inputs says so
+    return export_program(module, inputs, dynamic=False), False
+
+
+def export_program(module: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool) -> torch.export.ExportedProgram:
+    """``torch.export.export`` with this project's settings, its errors translated."""
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    shapes = tuple({0: batch} for _ in inputs) if dynamic else None
+    try:
+        with torch.no_grad():
+            return torch.export.export(_AnyNames(module), inputs, dynamic_shapes=None if shapes is None else (shapes,), strict=False)
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, AssertionError, KeyError, IndexError, torch._dynamo.exc.TorchDynamoException) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CaptureError(
+            f"{type(module).__name__} cannot be captured as one graph",
+            why=reason,
+            hint="torch.export must be able to trace it: no branches on tensor values, no data-dependent shapes",
+        ) from error
+
+
+class _AnyNames(nn.Module):
+    """Takes positional inputs whatever the module calls them, so that dynamic shapes can be given by position."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.module(*inputs)
+
+
+def _input_names(module: nn.Module, count: int) -> tuple[str, ...]:
+    parameters = [p for p in inspect.signature(module.forward).parameters.values() if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+    names = [p.name for p in parameters[:count]]
+    return tuple(names) if len(names) == count else tuple(f"input_{i}" for i in range(count))
+
+
+def from_program(program: torch.export.ExportedProgram, dynamic: bool, example_inputs: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> Model:
+    """The normal form of an exported program: plain calling convention, functional operators, source paths, shapes."""
+    raw = program.module(check_guards=False)
+    assert isinstance(raw, fx.GraphModule)
+    graph = _plain(raw, names)
+    functionalize(graph, example_inputs)
+    graphs.set_training(graph, False)
+    graphs.clean(graph)
+    specs = tuple(
+        TensorSpec(name, (None if dynamic else x.shape[0], *x.shape[1:]) if x.dim() else (), str(x.dtype).removeprefix("torch."))
+        for name, x in zip(names, example_inputs, strict=True)
+    )
+    graphs.infer_shapes(graph, tuple(s.shape for s in specs), tuple(s.torch_dtype for s in specs))
+    return Model(graph, specs, output_specs(graph, _output_names(program)))
+
+
+def _output_names(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(program.call_spec.out_spec.num_leaves)), program.call_spec.out_spec))
+    return tuple("_".join(_key(k) for k in path) or "output" for path, _ in paths)
+
+
+def _key(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            text = getattr(key, attribute)
+            return f"output_{text}" if isinstance(text, int) else str(text)
+    return str(key)
+
+
+_WRAPPER = "module."
+
+
+def _plain(raw: fx.GraphModule, names: tuple[str, ...]) -> fx.GraphModule:
+    """Copy ``raw`` with positional placeholders, wrappers inlined, guards dropped, and tensors under the source's own names."""
+    graph = fx.Graph()
+    root = fx.GraphModule({}, fx.Graph())
+    placeholders = iter(names)
+    mapping: dict[fx.Node, Any] = {}
+    _copy_into(raw, graph, root, mapping, "", lambda: next(placeholders))
+    (output,) = raw.graph.find_nodes(op="output")
+    results = pytree.tree_leaves(fx.map_arg(output.args[0], lambda n: mapping[n]))
+    tensors = tuple(r for r in results if isinstance(r, fx.Node))
+    graph.output(tensors[0] if len(tensors) == 1 else tensors).meta["source"] = ""
+    root.graph = graph
+    root.recompile()
+    return root
+
+
+def _copy_into(raw: fx.GraphModule, graph: fx.Graph, root: fx.GraphModule, mapping: dict[fx.Node, Any], path: str, next_name: Any) -> None:
+    for node in raw.graph.nodes:
+        if node.op == "placeholder":
+            if node in mapping:
+                continue
+            mapping[node] = graph.placeholder(next_name())
+            mapping[node].meta["source"] = ""
+        elif node.op == "get_attr":
+            name = str(node.target)
+            value = operator.attrgetter(name)(raw)
+            if isinstance(value, fx.GraphModule):
+                mapping[node] = value
+                continue
+            name = name.removeprefix(_WRAPPER)
+            graphs.add_tensor(root, name, value)
+            mapping[node] = graph.get_attr(name)
+            mapping[node].meta["source"] = name
+        elif node.op == "call_module":
+            continue  # the input guard that torch.export adds
+        elif node.op == "call_function" and "wrap_with" in str(node.target):
+            _inline(node, graph, root, mapping, path)
+        elif node.op == "call_function":
+            mapping[node] = _copied_call(node, graph, mapping, path)
+
+
+def _copied_call(node: fx.Node, graph: fx.Graph, mapping: dict[fx.Node, Any], path: str) -> Any:
+    args = fx.map_arg(node.args, lambda n: mapping[n])
+    kwargs = fx.map_arg(node.kwargs, lambda n: mapping[n])
+    if node.target is operator.getitem and isinstance(args[0], (tuple, list)):
+        return args[0][args[1]]  # type: ignore[index]
+    new = graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+    new.meta["source"] = _source(node) or path
+    return new
+
+
+def _inline(node: fx.Node, graph: fx.Graph, root: fx.GraphModule, mapping: dict[fx.Node, Any], path: str) -> None:
+    """Replace a higher-order wrapper (grad mode, autocast) by the body it wraps."""
+    if "autocast" in str(node.target) and True in node.args[1:4]:
+        raise CaptureError("the model switches autocast on inside its forward", where=_source(node), hint="export it in float32")
+    at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and isinstance(mapping[a], fx.GraphModule))
+    body = mapping[node.args[at]]  # type: ignore[index]
+    actual = [mapping[a] if isinstance(a, fx.Node) else a for a in node.args[at + 1 :]]
+    inner: dict[fx.Node, Any] = dict(zip(body.graph.find_nodes(op="placeholder"), actual, strict=True))
+    _copy_into(body, graph, root, inner, _source(node) or path, None)
+    (output,) = body.graph.find_nodes(op="output")
+    mapping[node] = fx.map_arg(output.args[0], lambda n: inner[n])
+
+
+def _source(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    return "" if path == "module" or path.startswith("_empty") else path.removeprefix(_WRAPPER)

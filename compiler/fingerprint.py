@@ -1,0 +1,66 @@
+"""Content hash of a graph, its tensors and its quantization plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.quantplan import QuantPlan
+
+
+def fingerprint(graph: fx.GraphModule, quant: QuantPlan | None) -> str:
+    """Hex SHA-256 over operators, arguments, tensor contents and plan. Nodes count by position, not by name."""
+    digest = hashlib.sha256()
+    position = {node: index for index, node in enumerate(graph.graph.nodes)}
+    by_name = {node.name: index for node, index in position.items()}
+    tensors: dict[int, str] = {}
+    weight_at: dict[str, int] = {}
+
+    def canonical(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return {"node": position[value]}
+        if isinstance(value, (tuple, list)):
+            return [canonical(v) for v in value]
+        if isinstance(value, dict):
+            return {str(k): canonical(v) for k, v in value.items()}
+        return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            value = graphs.tensor(graph, str(node.target))
+            if id(value) not in tensors:
+                tensors[id(value)] = tensor_hash(value)
+            weight_at[str(node.target)] = position[node]
+            line: Any = ["tensor", tensors[id(value)], value.requires_grad]
+        else:
+            target = "" if node.op in {"placeholder", "output"} else str(node.target)
+            line = [node.op, target, canonical(node.args), canonical(node.kwargs)]
+        digest.update(json.dumps(line).encode())
+    if quant is not None:
+        plan = {
+            "ops": sorted((by_name[k], v.value) for k, v in quant.ops.items()),
+            "activations": sorted((by_name[k], v.low, v.high) for k, v in quant.activations.items()),
+            "weights": sorted((weight_at[k], v.scales, v.axis) for k, v in quant.weights.items()),
+        }
+        digest.update(json.dumps(plan).encode())
+    return digest.hexdigest()
+
+
+def tensor_hash(value: torch.Tensor) -> str:
+    """Hex SHA-256 over dtype, shape and bytes."""
+    flat = value.detach().contiguous().reshape(-1).view(torch.uint8) if value.numel() else torch.empty(0, dtype=torch.uint8)
+    digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
+    digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,95 @@
+"""The contract of a pass."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from edgesmith.compiler.budget import Budget
+from edgesmith.compiler.data import PassData
+from edgesmith.compiler.diagnostics import Diagnostic
+from edgesmith.compiler.errors import UnsupportedError
+from edgesmith.compiler.model import Model
+
+
+class Numerics(enum.Enum):
+    """How close a pass keeps the outputs; checked after every pass on fixed inputs."""
+
+    EXACT = "exact"
+    """The same arithmetic: equal to the last bit or two (relative 1e-6)."""
+    CLOSE = "close"
+    """The same function in another order of arithmetic (relative 1e-4)."""
+    LOSSY = "lossy"
+    """Another function by intent; outputs keep their shapes and are finite."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs on the target it is meant for, before any further compression."""
+
+    size_bytes: int
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """Everything a pass may use beside the model; there is no global state.
+
+    ``teacher`` is the model before the first pass. ``evaluate`` scores a model on validation data (higher is better).
+    ``cost`` measures what a model costs when lowered as the pipeline would lower it. ``progress`` takes (done, total, text).
+    ``workdir`` is a scratch folder of the pass's own. Members that the caller cannot offer are None: ask with
+    ``need_data()`` and the like, which refuse with one clear sentence.
+    """
+
+    seed: int = 0
+    workdir: Path | None = None
+    data: PassData | None = None
+    teacher: Model | None = None
+    evaluate: Callable[[Model], float] | None = None
+    cost: Callable[[Model], Cost] | None = None
+    budget: Budget = field(default_factory=Budget)
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None
+
+    def need_data(self, who: str) -> PassData:
+        """The data, or a refusal that names ``who`` asked."""
+        if self.data is None:
+            raise UnsupportedError(f"{who} needs data", hint="give [data] in the build file, or PassContext(data=...)")
+        return self.data
+
+    def need_teacher(self, who: str) -> Model:
+        """The teacher, or a refusal that names ``who`` asked."""
+        if self.teacher is None:
+            raise UnsupportedError(f"{who} needs a teacher", hint="Pipeline.run gives the model before the first pass; or PassContext(teacher=...)")
+        return self.teacher
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass hands back; ``changed`` is checked against fingerprints."""
+
+    model: Model
+    changed: bool
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+class Pass(ABC):
+    """One step from Model to Model. Subclasses are frozen dataclasses whose fields are the pass's options.
+
+    ``run`` must not write to the model's graph or tensors (copy with ``model.edit()``), must give the same result for
+    the same model, context and seed, and must report ``changed`` truthfully.
+    """
+
+    name: ClassVar[str]
+    numerics: ClassVar[Numerics]
+
+    def requires(self, model: Model) -> Iterable[Diagnostic]:
+        """Why this pass cannot run on ``model``: cheap, no training. ERROR diagnostics refuse the pipeline."""
+        return ()
+
+    @abstractmethod
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """The transformed model."""

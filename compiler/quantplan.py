@@ -1,0 +1,65 @@
+"""The abstract quantization plan: which operator runs how, on which grid. Targets legalise it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+class Scheme(enum.Enum):
+    """How one operator's arithmetic runs."""
+
+    FLOAT = "float"
+    """float32 throughout."""
+    DYNAMIC = "dynamic"
+    """int8 weights; activations are quantized at run time from their own range."""
+    STATIC = "static"
+    """int8 weights and int8 activations with ranges fixed from calibration data."""
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """The real interval [low, high] that an activation's int8 grid covers, and how it was found (``minmax`` ...)."""
+
+    low: float
+    high: float
+    method: str
+
+
+@dataclass(frozen=True)
+class WeightGrid:
+    """Symmetric int8 grid of a weight: ``real = scale[c] * q``, q in [-127, 127], one scale per index of ``axis``.
+
+    The weight in the graph already lies on this grid and every channel that is not all zero has an element at
+    +-127 steps, so that a min-max quantizer of any toolchain recovers exactly these integers.
+    """
+
+    scales: tuple[float, ...]
+    axis: int
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """One plan for all targets. Keys are node names of ``Model.graph`` except in ``weights``.
+
+    ``ops``: operator node -> scheme (absent means FLOAT). ``activations``: tensor-valued node (placeholders included)
+    -> range; it holds every activation input and output of each STATIC operator. ``weights``: parameter name
+    (``get_attr`` target) -> grid.
+    """
+
+    ops: Mapping[str, Scheme] = field(default_factory=dict)
+    activations: Mapping[str, TensorRange] = field(default_factory=dict)
+    weights: Mapping[str, WeightGrid] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("ops", "activations", "weights"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def scheme(self, node_name: str) -> Scheme:
+        """The scheme of the operator ``node_name``."""
+        return self.ops.get(node_name, Scheme.FLOAT)
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.ops.items()), frozenset(self.activations.items()), frozenset(self.weights.items())))

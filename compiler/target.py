@@ -1,0 +1,59 @@
+"""The contract of a target: what it can run, and how a Model becomes its file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from edgesmith.compiler.diagnostics import Diagnostic
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.quantplan import Scheme
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that a runtime loads. It takes and gives what the Model does, at batch 1, in the same order and dtypes.
+
+    ``built_with``: distribution name -> version of what wrote it. ``diagnostics``: what of the quantization plan could not be honoured.
+    """
+
+    path: Path
+    target: str
+    size_bytes: int
+    sha256: str
+    source_fingerprint: str
+    built_with: Mapping[str, str] = field(default_factory=dict)
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+class Target(ABC):
+    """One file format and its runtime. Importing a target imports neither its converter nor its runtime.
+
+    ``extra`` is the extra of the edgesmith distribution that installs it, ``distribution`` the runtime's distribution on the
+    package index (its version is part of a result's identity), ``modules`` the imports that lowering and running need.
+    ``runner`` is one file that needs only the standard library, numpy and the runtime; see compiler/profile/worker.py.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    extra: ClassVar[str]
+    distribution: ClassVar[str]
+    modules: ClassVar[tuple[str, ...]]
+    schemes: ClassVar[frozenset[Scheme]]
+    runner: ClassVar[Path]
+
+    @abstractmethod
+    def unsupported(self, model: Model) -> tuple[Diagnostic, ...]:
+        """Why this target cannot run ``model``, within a second and without lowering: one ERROR per operator, with its source path."""
+
+    @abstractmethod
+    def lower(self, model: Model, folder: Path, stem: str = "model") -> Artifact:
+        """Write ``folder/stem + suffix`` whole or not at all, honouring ``model.quant``; the outputs agree with the graph.
+
+        Raises:
+            UnsupportedError: an operator that the runtime lacks.
+            MissingExtraError: the converter or runtime is not installed.
+        """
