@@ -183,3 +183,29 @@ def _source(node: fx.Node) -> str:
         return ""
     path = str(list(stack.values())[-1][0])
     return "" if path == "module" or path.startswith("_empty") else path.removeprefix(_WRAPPER)
+
+
+def program_at(model: Model, batch: int = 1) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
+    """``model`` exported again at a fixed ``batch``, in eval mode, for a target to lower.
+
+    Returns the program and a map from its node names to those of ``model.graph`` (the keys of a quantization plan):
+    every computing node of the model's graph has exactly one counterpart. Sizes are plain integers in it.
+    """
+    fixed = graphs.at_fixed_batch(model.graph, model.inputs[0].at_batch(batch)[0] if model.dynamic_batch else 0)
+    program = export_program(fixed, tuple(torch.zeros(s.at_batch(batch), dtype=s.torch_dtype) for s in model.inputs), dynamic=False)
+    return program, _counterparts(program.graph, fixed.graph)
+
+
+def _counterparts(exported: fx.Graph, original: fx.Graph) -> dict[str, str]:
+    names: dict[str, str] = {}
+    wanted = iter([n for n in original.nodes if n.op == "call_function"])
+    following = next(wanted, None)
+    for node in exported.nodes:
+        if following is not None and node.op == "call_function" and node.target == following.target:
+            names[node.name] = following.name
+            following = next(wanted, None)
+    if following is not None:
+        raise CaptureError(f"{following.target} was lost when the graph was exported at a fixed batch", where=graphs.source(following))
+    user_inputs = [n for n in exported.nodes if n.op == "placeholder"][-len(original.find_nodes(op="placeholder")) :]
+    names.update({e.name: o.name for e, o in zip(user_inputs, original.find_nodes(op="placeholder"), strict=True)})
+    return names

@@ -158,3 +158,30 @@ def clean(graph: fx.GraphModule) -> None:
     graph.delete_all_unused_submodules()
     graph.graph.lint()
     graph.recompile()
+
+
+def at_fixed_batch(graph: fx.GraphModule, batch: int) -> fx.GraphModule:
+    """A copy whose sizes are plain integers, for a dynamic batch of ``batch``. Node names are kept; size nodes vanish."""
+    fixed = copied(graph)
+    values: dict[fx.Node, int] = {}
+    for node in list(operators(fixed)):
+        if isinstance(node.meta["val"], int):
+            values[node] = _size_value(node, values, batch)
+            for user in list(node.users):
+                user.args = fx.map_arg(user.args, lambda n: values.get(n, n))
+                user.kwargs = fx.map_arg(user.kwargs, lambda n: values.get(n, n))
+    clean(fixed)
+    return fixed
+
+
+def _size_value(node: fx.Node, values: dict[fx.Node, int], batch: int) -> int:
+    if node.target is torch.ops.aten.sym_size.int:
+        tensor_node, dim = node.args
+        assert isinstance(tensor_node, fx.Node) and isinstance(dim, int)
+        return _at_batch(tensor_node.meta["val"].shape[dim], batch)
+    args = fx.map_arg(node.args, lambda n: values[n])
+    return int(node.target(*args))  # type: ignore[operator]
+
+
+def _at_batch(size: int, batch: int) -> int:
+    return size // BATCH * batch if size % BATCH == 0 and batch else int(size)

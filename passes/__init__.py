@@ -1,0 +1,3 @@
+"""The stages. ``BUILTIN`` is the table of passes: name -> import path."""
+
+BUILTIN: dict[str, str] = {}

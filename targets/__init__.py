@@ -1,0 +1,3 @@
+"""One folder per file format. ``BUILTIN`` is the table of targets: name -> import path."""
+
+BUILTIN: dict[str, str] = {}
