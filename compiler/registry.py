@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,14 +78,17 @@ def target_for(path: Path) -> Target:
     return found[0]
 
 
-class Targets(Mapping[str, "Target"]):
+class _Targets(Mapping[str, "Target"]):
     """``targets["litert"]``: every registered target by name."""
 
     def __getitem__(self, name: str) -> Target:
         return target(name)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(target_names())
 
     def __len__(self) -> int:
         return len(target_names())
+
+
+targets: Mapping[str, Target] = _Targets()

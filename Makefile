@@ -1,0 +1,30 @@
+PYTHON ?= python3
+export PYTHONSAFEPATH = 1
+BIN := .venv/bin
+
+.PHONY: setup demo check test test-full clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/edgesmith build examples/digits/edgesmith.toml
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-full: setup
+	$(BIN)/python -m pytest -q -m ''
+
+clean:
+	rm -rf .venv out build dist src/edgesmith.egg-info
