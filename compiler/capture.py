@@ -51,10 +51,12 @@ def _export_widest(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple
 def export_program(module: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool) -> torch.export.ExportedProgram:
     """``torch.export.export`` with this project's settings, its errors translated."""
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
-    shapes = tuple({0: batch} for _ in inputs) if dynamic else None
+    shapes: Any = tuple({0: batch} for _ in inputs) if dynamic else None
+    if dynamic and any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values()):
+        shapes = (shapes,)
     try:
         with torch.no_grad():
-            return torch.export.export(_AnyNames(module), inputs, dynamic_shapes=None if shapes is None else (shapes,), strict=False)
+            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, AssertionError, KeyError, IndexError, torch._dynamo.exc.TorchDynamoException) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
@@ -62,17 +64,6 @@ def export_program(module: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynam
             why=reason,
             hint="torch.export must be able to trace it: no branches on tensor values, no data-dependent shapes",
         ) from error
-
-
-class _AnyNames(nn.Module):
-    """Takes positional inputs whatever the module calls them, so that dynamic shapes can be given by position."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        return self.module(*inputs)
 
 
 def _input_names(module: nn.Module, count: int) -> tuple[str, ...]:
@@ -110,9 +101,6 @@ def _key(key: Any) -> str:
     return str(key)
 
 
-_WRAPPER = "module."
-
-
 def _plain(raw: fx.GraphModule, names: tuple[str, ...]) -> fx.GraphModule:
     """Copy ``raw`` with positional placeholders, wrappers inlined, guards dropped, and tensors under the source's own names."""
     graph = fx.Graph()
@@ -142,7 +130,6 @@ def _copy_into(raw: fx.GraphModule, graph: fx.Graph, root: fx.GraphModule, mappi
             if isinstance(value, fx.GraphModule):
                 mapping[node] = value
                 continue
-            name = name.removeprefix(_WRAPPER)
             graphs.add_tensor(root, name, value)
             mapping[node] = graph.get_attr(name)
             mapping[node].meta["source"] = name
@@ -182,7 +169,7 @@ def _source(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])
-    return "" if path == "module" or path.startswith("_empty") else path.removeprefix(_WRAPPER)
+    return "" if path.startswith("_empty") else path
 
 
 def program_at(model: Model, batch: int = 1) -> tuple[torch.export.ExportedProgram, dict[str, str]]:

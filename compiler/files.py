@@ -1,0 +1,59 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgesmith.compiler.errors import OutputError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; when the body ends well it takes the place of ``path``, else it vanishes.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    with translated(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with translated(path):
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+_REASONS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the file system is read-only", errno.EFBIG: "the file would be too large"}
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into ``OutputError``."""
+    try:
+        yield
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        raise OutputError("cannot be written", where=str(path), why=error.strerror or str(error), hint="choose another folder with --out") from error
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        raise OutputError("cannot be written", where=str(path), why=_REASONS[error.errno], hint="free some space, or choose another folder with --out") from error
