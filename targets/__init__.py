@@ -1,3 +1,5 @@
 """One folder per file format. ``BUILTIN`` is the table of targets: name -> import path."""
 
-BUILTIN: dict[str, str] = {}
+BUILTIN: dict[str, str] = {
+    "executorch": "edgesmith.targets.executorch:ExecuTorch",
+}

@@ -1,0 +1,65 @@
+"""Model -> ``.pte``: legalise, export at batch 1, partition to XNNPACK, write."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+
+from edgesmith.compiler.capture import program_at
+from edgesmith.compiler.diagnostics import errors
+from edgesmith.compiler.errors import MissingExtraError, UnsupportedError
+from edgesmith.compiler.files import written_whole
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.quiet import quiet
+from edgesmith.compiler.target import Artifact
+from edgesmith.targets.executorch.legalise import legalise
+from edgesmith.targets.executorch.runner import SIGNATURE
+from edgesmith.targets.executorch.support import unsupported
+
+_BUILT_WITH = ("executorch", "torch", "torchao")
+
+
+def lower(model: Model, folder: Path, filename: str) -> Artifact:
+    """Write ``folder/filename`` whole or not at all; see ``Target.lower``."""
+    refused = errors(unsupported(model))
+    if refused:
+        raise UnsupportedError("ExecuTorch cannot run this model", where=refused[0].where, why="; ".join(f"{d.where}: {d.message}" for d in refused))
+    _require_executorch()
+    legal, diagnostics = legalise(model)
+    content = serialised(legal)
+    path = folder / filename
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+    versions = {name: importlib.metadata.version(name) for name in _BUILT_WITH}
+    return Artifact(path, "executorch", len(content), hashlib.sha256(content).hexdigest(), model.fingerprint, versions, diagnostics)
+
+
+def _require_executorch() -> None:
+    try:
+        with quiet():
+            import executorch.exir
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "executorch", "executorch") from error
+
+
+def serialised(model: Model) -> bytes:
+    """The ``.pte`` of a legalised model: XNNPACK delegates, portable kernels between them, and the names of inputs and outputs.
+
+    Raises:
+        UnsupportedError: ExecuTorch refuses the graph, with its reason.
+    """
+    program, _ = program_at(model, batch=1)
+    signature = json.dumps({"inputs": [s.name for s in model.inputs], "outputs": [s.name for s in model.outputs]})
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.exir.error import ExportError, InternalError
+        from torch._export.verifier import SpecViolationError
+
+        try:
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods={SIGNATURE: signature})
+            return bytes(edge.to_executorch().buffer)
+        except (ExportError, InternalError, SpecViolationError, RuntimeError) as error:
+            raise UnsupportedError("ExecuTorch cannot lower this model", why=str(error).strip().splitlines()[0]) from error
