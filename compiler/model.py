@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.candidate import Candidate
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.fingerprint import fingerprint
 from edgesmith.compiler.quantplan import QuantPlan
@@ -48,6 +49,7 @@ class PassRecord:
     macs: int
     fingerprint: str
     diagnostics: tuple[Diagnostic, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)

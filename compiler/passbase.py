@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edgesmith.compiler.budget import Budget
+from edgesmith.compiler.candidate import Candidate
 from edgesmith.compiler.data import PassData
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.errors import UnsupportedError
@@ -29,7 +30,7 @@ class Numerics(enum.Enum):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs on the target it is meant for, before any further compression."""
+    """What a model would cost at the end of the line: ``latency_ms`` is the optimistic end of the measured interval."""
 
     size_bytes: int
     latency_ms: float
@@ -40,7 +41,7 @@ class PassContext:
     """Everything a pass may use beside the model; there is no global state.
 
     ``teacher`` is the model before the first pass. ``evaluate`` scores a model on validation data (higher is better).
-    ``cost`` measures what a model costs when lowered as the pipeline would lower it. ``progress`` takes (done, total, text).
+    ``cost`` measures what a model would cost: a pass is given one that first applies the later passes that do not train. ``progress`` takes (done, total, text).
     ``workdir`` is a scratch folder of the pass's own. Members that the caller cannot offer are None: ask with
     ``need_data()`` and the like, which refuse with one clear sentence.
     """
@@ -69,11 +70,13 @@ class PassContext:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass hands back; ``changed`` is checked against fingerprints."""
+    """What a pass hands back; ``changed`` is checked against fingerprints. ``seconds`` is filled in by the pipeline."""
 
     model: Model
     changed: bool
     diagnostics: tuple[Diagnostic, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    seconds: float = 0.0
 
 
 class Pass(ABC):
@@ -85,6 +88,8 @@ class Pass(ABC):
 
     name: ClassVar[str]
     numerics: ClassVar[Numerics]
+    trains: ClassVar[bool] = False
+    """Whether it runs training; the price of a candidate is asked for with the later passes that do not."""
 
     def requires(self, model: Model) -> Iterable[Diagnostic]:
         """Why this pass cannot run on ``model``: cheap, no training. ERROR diagnostics refuse the pipeline."""

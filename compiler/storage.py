@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from edgesmith.compiler.candidate import Candidate
 from edgesmith.compiler.capture import export_program, from_program
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.errors import CaptureError, SourceError
@@ -225,6 +226,6 @@ def record_to_json(record: PassRecord) -> dict[str, Any]:
 def record_from_json(data: dict[str, Any]) -> PassRecord:
     """The inverse of ``record_to_json``."""
     diagnostics = tuple(Diagnostic(**{**d, "severity": Severity(d["severity"])}) for d in data["diagnostics"])
-    return PassRecord(**{**data, "diagnostics": diagnostics})
+    return PassRecord(**{**data, "diagnostics": diagnostics, "candidates": tuple(Candidate(**c) for c in data["candidates"])})
 
 
