@@ -2,4 +2,5 @@
 
 BUILTIN: dict[str, str] = {
     "executorch": "edgesmith.targets.executorch:ExecuTorch",
+    "litert": "edgesmith.targets.litert:LiteRT",
 }

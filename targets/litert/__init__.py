@@ -1,0 +1,34 @@
+"""LiteRT (TensorFlow Lite): ``.tflite`` files, made by litert-torch and quantized by ai-edge-quantizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgesmith.compiler.diagnostics import Diagnostic
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.target import Artifact, Target
+from edgesmith.targets.litert.lower import lower
+from edgesmith.targets.litert.support import unsupported
+
+__all__ = ["LiteRT"]
+
+
+class LiteRT(Target):
+    """The target ``litert``. Linear and convolution layers run statically or dynamically quantized, everything else in float32."""
+
+    name = "litert"
+    suffix = ".tflite"
+    extra = "litert"
+    distribution = "ai-edge-litert"
+    modules = ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")
+    schemes = frozenset(Scheme)
+    runner = Path(__file__).with_name("runner.py")
+
+    def unsupported(self, model: Model) -> tuple[Diagnostic, ...]:
+        """See ``Target.unsupported``."""
+        return unsupported(model)
+
+    def lower(self, model: Model, folder: Path, stem: str = "model") -> Artifact:
+        """See ``Target.lower``."""
+        return lower(model, folder, stem)
