@@ -20,13 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 BATCH = 10_007
 """The size that a dynamic batch has in shape metadata: a prime, so that divisibility is plain integer arithmetic."""
 
-_TRAIN_ARGUMENT = {
-    torch.ops.aten.dropout.default: 2,
-    torch.ops.aten.feature_dropout.default: 2,
-    torch.ops.aten.alpha_dropout.default: 2,
-    torch.ops.aten.batch_norm.default: 5,
-    torch.ops.aten.rrelu.default: 3,
-}
+_TRAIN_ARGUMENTS = frozenset({"train", "training", "use_input_stats"})
+"""What the operators that behave differently in training call the switch: dropouts, batch and instance norm, RReLU, recurrent layers."""
 
 
 def tensor(graph: fx.GraphModule, name: str) -> torch.Tensor:
@@ -138,12 +133,25 @@ def set_training(graph: fx.GraphModule, training: bool) -> None:
     the one literal argument.
     """
     for node in operators(graph):
-        position = _TRAIN_ARGUMENT.get(node.target)  # type: ignore[call-overload]
-        if position is not None:
-            node.update_arg(position, training)
-        elif node.target is torch.ops.aten.instance_norm.default and node.args[3] is not None:
-            node.update_arg(5, training)
+        argument = _train_argument(node)
+        if argument is not None:
+            position, name = argument
+            if name in node.kwargs or position >= len(node.args):
+                node.update_kwarg(name, training)
+            else:
+                node.update_arg(position, training)
     graph.recompile()
+
+
+def _train_argument(node: fx.Node) -> tuple[int, str] | None:
+    """Position and name of the train switch of ``node``; none where it has no choice, as a norm without running statistics."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    arguments = node.target._schema.arguments
+    given = {a.name: value for a, value in zip(arguments, node.args, strict=False)} | node.kwargs
+    if any(a.name == "running_mean" for a in arguments) and given.get("running_mean") is None:
+        return None
+    return next(((position, a.name) for position, a in enumerate(arguments) if a.name in _TRAIN_ARGUMENTS), None)
 
 
 def clean(graph: fx.GraphModule) -> None:
