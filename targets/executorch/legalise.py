@@ -1,11 +1,141 @@
-"""Rewrite a Model into what XNNPACK runs well."""
+"""Write a QuantPlan into the graph as the quantize and dequantize nodes that XNNPACK's partitioner fuses.
+
+A static operator becomes ``dequantize -> operator (-> activation) -> quantize`` in int8, with int8 weights that are dequantized per
+channel; a dynamic one reads its input through run-time parameters, which XNNPACK takes per row (linear) or per sample
+(convolution). Nothing is observed and no pattern is replaced: the integers are those of the plan.
+What XNNPACK cannot run as planned stays float and is reported.
+"""
 
 from __future__ import annotations
 
-from edgesmith.compiler.diagnostics import Diagnostic
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.diagnostics import Diagnostic, Severity
+from edgesmith.compiler.errors import DefectError
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.quantplan import QuantPlan, Scheme, WeightGrid
+from edgesmith.kernels.affine import activation_grid
+from edgesmith.targets.executorch import constraints
+from edgesmith.targets.executorch.rewrites import rewrite_bounds
+
+_INT8 = (-128, 127, torch.int8)
+_WEIGHT_INT8 = (-127, 127, torch.int8)
+_EPSILON = 2.0**-23
+_OFF_GRID = 1e-3
+"""How far, in steps, a weight may lie from its grid: float32's rounding of 127 steps is 1e-5."""
 
 
 def legalise(model: Model) -> tuple[Model, tuple[Diagnostic, ...]]:
-    """The model to lower, and what of its quantization plan could not be honoured."""
-    return model, ()
+    """The model to lower, and one WARNING for each operator whose scheme could not be honoured.
+
+    Raises:
+        DefectError: a weight does not lie on the grid that its plan gives it.
+    """
+    graph = model.edit()
+    rewrite_bounds(graph)
+    diagnostics = _Quantiser(graph, model.quant).run() if model.quant is not None else ()
+    return model.with_graph(graph), diagnostics
+
+
+class _Quantiser:
+    """Applies one plan to one graph, in place."""
+
+    def __init__(self, graph: fx.GraphModule, plan: QuantPlan) -> None:
+        import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the operators
+
+        self._ops = torch.ops.quantized_decomposed
+        self._module = graph
+        self._plan = plan
+        self._weights: dict[str, tuple[str, str, str]] = {}
+
+    def run(self) -> tuple[Diagnostic, ...]:
+        """Rewrite the graph; what could not be honoured comes back."""
+        refused = []
+        honoured: dict[Scheme, list[fx.Node]] = {Scheme.STATIC: [], Scheme.DYNAMIC: []}
+        for node in graphs.operators(self._module):
+            scheme = self._plan.scheme(node.name)
+            if scheme is Scheme.FLOAT:
+                continue
+            why = constraints.why_not(self._module, node, scheme, self._plan)
+            if why:
+                message = f"{node.target} was planned {scheme.value} and runs in float: {why}"
+                refused.append(Diagnostic(Severity.WARNING, "executorch.not-honoured", graphs.source(node), message))
+            else:
+                honoured[scheme].append(node)
+        self._make_static(honoured[Scheme.STATIC])
+        self._make_dynamic(honoured[Scheme.DYNAMIC])
+        for node in (*honoured[Scheme.STATIC], *honoured[Scheme.DYNAMIC]):
+            self._quantize_weight(node)
+        return tuple(refused)
+
+    def _make_static(self, nodes: list[fx.Node]) -> None:
+        """Put every tensor that ``nodes`` read or write on its int8 grid; whoever reads what they write reads int8, too."""
+        written = {constraints.result(node, self._plan): None for node in nodes}
+        readers: dict[fx.Node, dict[fx.Node, None]] = {tensor: dict.fromkeys(tensor.users) for tensor in written}
+        for node in nodes:
+            for tensor, consumer in constraints.activations(node):
+                readers.setdefault(tensor, {})[consumer] = None
+        for tensor, consumers in readers.items():
+            self._through_int8(tensor, list(consumers))
+
+    def _through_int8(self, tensor: fx.Node, consumers: list[fx.Node]) -> None:
+        key = constraints.tensor_range_key(tensor, self._plan)
+        assert key is not None
+        grid = activation_grid(self._plan.activations[key].low, self._plan.activations[key].high)
+        parameters = (float(grid.scale), int(grid.zero_point), *_INT8)
+        after = tensor if tensor.op != "placeholder" else self._module.graph.find_nodes(op="placeholder")[-1]
+        with self._module.graph.inserting_after(after):
+            quantized = self._call(self._ops.quantize_per_tensor.default, (tensor, *parameters), tensor)
+        for consumer in consumers:
+            with self._module.graph.inserting_before(consumer):
+                dequantized = self._call(self._ops.dequantize_per_tensor.default, (quantized, *parameters), tensor)
+            consumer.replace_input_with(tensor, dequantized)
+
+    def _make_dynamic(self, nodes: list[fx.Node]) -> None:
+        """Let each of ``nodes`` read its input through parameters chosen at run time."""
+        for node in nodes:
+            x = node.args[0]
+            assert isinstance(x, fx.Node)
+            with self._module.graph.inserting_before(node):
+                chosen = self._call(self._ops.choose_qparams.tensor, (x, -128, 127, _EPSILON, torch.int8), node)
+                parameters = (self._call(operator.getitem, (chosen, 0), node), self._call(operator.getitem, (chosen, 1), node), *_INT8)
+                quantized = self._call(self._ops.quantize_per_tensor.tensor, (x, *parameters), node)
+                dequantized = self._call(self._ops.dequantize_per_tensor.tensor, (quantized, *parameters), node)
+            node.replace_input_with(x, dequantized)
+
+    def _quantize_weight(self, node: fx.Node) -> None:
+        kernel = constraints.weight(node)
+        if kernel is None:
+            return
+        name = str(kernel.target)
+        if name not in self._weights:
+            self._weights[name] = self._integers(name, self._plan.weights[name])
+        with self._module.graph.inserting_before(node):
+            integers, scales, zeros = (self._module.graph.get_attr(n) for n in self._weights[name])
+            axis = self._plan.weights[name].axis
+            dequantized = self._call(self._ops.dequantize_per_channel.default, (integers, scales, zeros, axis, *_WEIGHT_INT8), kernel)
+        node.update_arg(1, dequantized)
+
+    def _integers(self, name: str, grid: WeightGrid) -> tuple[str, str, str]:
+        """Register the int8 weight, its scales and its zero points; their names."""
+        weight = graphs.tensor(self._module, name).detach().double()
+        scales = torch.tensor(grid.scales, dtype=torch.float64)
+        steps = weight / scales.reshape([-1 if d == grid.axis else 1 for d in range(weight.dim())])
+        integers = steps.round()
+        if float((steps - integers).abs().max()) > _OFF_GRID or float(integers.abs().max()) > 127:
+            raise DefectError("a weight does not lie on its planned grid", where=name)
+        made = {"int8": integers.to(torch.int8), "scales": scales.float(), "zeros": torch.zeros(len(grid.scales), dtype=torch.int64)}
+        names = tuple(f"{name}_{suffix}" for suffix in made)
+        for target, value in zip(names, made.values(), strict=True):
+            graphs.add_tensor(self._module, target, value)
+        return names[0], names[1], names[2]
+
+    def _call(self, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+        node = self._module.graph.call_function(target, args)
+        node.meta["source"] = graphs.source(like)
+        return node
