@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -85,6 +85,21 @@ def copied(graph: fx.GraphModule, *, tensors: bool = False) -> fx.GraphModule:
     new_graph.output(output).meta = dict(old_output.meta)
     for old, new in mapping.items():
         new.meta = copy.copy(old.meta)
+    result.graph = new_graph
+    result.recompile()
+    return result
+
+
+def renamed(graph: fx.GraphModule, names: Mapping[fx.Node, str]) -> fx.GraphModule:
+    """A copy that shares all tensors and whose nodes are called ``names``; the others get names of their own."""
+    result = copied(graph)
+    new_graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    for node in graph.graph.nodes:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: mapping[n])
+        name = names.get(node, f"size_{node.name}" if node.op == "call_function" else None)
+        mapping[node] = new_graph.create_node(node.op, node.target, args, kwargs, name)
+        mapping[node].meta = dict(node.meta)
     result.graph = new_graph
     result.recompile()
     return result

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.candidate import Candidate
 from edgesmith.compiler.capture import export_program, from_program
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
@@ -181,20 +182,13 @@ def _described(model: Model, description: dict[str, Any], path: Path) -> Model:
     nodes = _kept(model.graph.graph)
     if len(nodes) != len(description["nodes"]):
         raise SourceError("its description does not fit its graph", where=str(path), hint="the file was changed after edgesmith wrote it")
-    for number, node in enumerate(model.graph.graph.nodes):
-        node._rename(f"unnamed_{number}")
+    names = {node: str(known["name"]) for node, known in zip(nodes, description["nodes"], strict=True)}
     for node, known in zip(nodes, description["nodes"], strict=True):
-        node._rename(known["name"])
         node.meta["source"] = known["source"]
-    for node in model.graph.graph.nodes:
-        if node.op == "placeholder":
-            node._rename(str(node.target))
-        elif node.op == "get_attr":
-            node._rename(str(node.target).replace(".", "_"))
-    model.graph.recompile()
+    graph = graphs.renamed(model.graph, names)
     quant = None if description["quant"] is None else plan_from_json(description["quant"])
     outputs = tuple(dataclasses.replace(s, name=name) for s, name in zip(model.outputs, description["outputs"], strict=True))
-    return dataclasses.replace(model, outputs=outputs, quant=quant, history=tuple(map(record_from_json, description["history"])))
+    return Model(graph, model.inputs, outputs, quant, tuple(map(record_from_json, description["history"])))
 
 
 def plan_to_json(plan: QuantPlan) -> dict[str, Any]:
