@@ -21,11 +21,21 @@ class Scheme(enum.Enum):
 
 @dataclass(frozen=True)
 class TensorRange:
-    """The real interval [low, high] that an activation's int8 grid covers, and how it was found (``minmax`` ...)."""
+    """The real interval [low, high] that an activation's int8 grid covers (low <= 0 <= high, low < high), and how it was found (``minmax`` ...)."""
 
     low: float
     high: float
     method: str
+
+    @property
+    def scale(self) -> float:
+        """Step of the int8 grid: (high - low) / 255. Ranges of the quantize pass make it exact in float32."""
+        return (self.high - self.low) / 255
+
+    @property
+    def zero_point(self) -> int:
+        """The int8 value in [-128, 127] that stands for 0.0; for uint8 add 128."""
+        return min(max(round(-128 - self.low / self.scale), -128), 127)
 
 
 @dataclass(frozen=True)

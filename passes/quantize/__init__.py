@@ -1,0 +1,1 @@
+"""INT8: schemes, ranges and weights of one abstract plan."""

@@ -1,0 +1,90 @@
+"""Watch tensors while calibration samples run, with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.data import Split
+from edgesmith.compiler.errors import DataError
+from edgesmith.compiler.model import Model
+from edgesmith.kernels.ranges import Histogram
+
+BATCH = 16
+
+
+def calibration_batches(model: Model, split: Split, samples: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Model inputs of ``samples`` samples drawn without replacement by ``seed``; all of them where there are fewer.
+
+    A model with a fixed batch gets whole batches, the last one filled up with samples from the front.
+
+    Raises:
+        DataError: the data does not fit the model's inputs.
+    """
+    index = np.random.default_rng(seed).permutation(len(split))[:samples]
+    size = BATCH if model.dynamic_batch else max(1, model.inputs[0].shape[0] or 1) if model.inputs[0].shape else 1
+    if not model.dynamic_batch:
+        index = np.resize(index, -(-len(index) // size) * size)
+    for start in range(0, len(index), size):
+        yield _checked(model, split.batch(index[start : start + size]))
+
+
+def _checked(model: Model, arrays: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    if len(arrays) != len(model.inputs):
+        raise DataError(f"the data has {len(arrays)} inputs, the model {len(model.inputs)}", where="calibration data")
+    batch = []
+    for array, spec in zip(arrays, model.inputs, strict=True):
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        fits = tensor.dim() == len(spec.shape) and all(want in {None, got} for want, got in zip(spec.shape, tensor.shape, strict=True))
+        if not fits or tensor.dtype != spec.torch_dtype:
+            what = f"input {spec.name!r} is {tensor.dtype} {tuple(tensor.shape)}, the model takes {spec.dtype} {spec.shape}"
+            raise DataError(what, where="calibration data")
+        batch.append(tensor)
+    return tuple(batch)
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph, hands each watched tensor on as soon as it is there, and frees every tensor after its last reader."""
+
+    def __init__(self, graph: fx.GraphModule, watch: Mapping[fx.Node, Callable[[torch.Tensor], None]]) -> None:
+        super().__init__(graph)
+        self._watch = watch
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self._watch:
+            self._watch[n](result)
+        return result
+
+
+def histograms(
+    graph: fx.GraphModule, watched: Sequence[fx.Node], batches: Iterator[tuple[torch.Tensor, ...]], progress: Callable[[int], None]
+) -> dict[fx.Node, Histogram]:
+    """A histogram of the values of each of ``watched`` over all ``batches``; ``progress`` is told the number of samples done.
+
+    Raises:
+        DataError: a value is not finite; the message names the layer.
+    """
+    found = {node: Histogram() for node in watched}
+
+    def watcher(node: fx.Node) -> Callable[[torch.Tensor], None]:
+        def watch(value: torch.Tensor) -> None:
+            if not bool(torch.isfinite(value).all()):
+                raise DataError("a calibration sample gives NaN or infinity", where=graphs.source(node), hint="check the data and the weights")
+            found[node].update(value.numpy())
+
+        return watch
+
+    runner = _Watcher(graph, {node: watcher(node) for node in watched})
+    done = 0
+    with torch.no_grad():
+        for batch in batches:
+            runner.run(*batch)
+            done += len(batch[0])
+            progress(done)
+    return found

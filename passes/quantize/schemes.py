@@ -1,0 +1,126 @@
+"""Which operator runs by which scheme: decided from the graph's structure alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import fx
+
+from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.diagnostics import Diagnostic, Severity
+from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.weighted import CONVOLUTIONS, LINEARS, Weighted, weighted
+from edgesmith.passes.quantize import operators as ops
+
+Candidates = dict[fx.Node, Weighted]
+"""The weighted operators that may run in int8."""
+
+
+def candidates(graph: fx.GraphModule, scheme: str, exclude: tuple[str, ...]) -> tuple[Candidates, tuple[Diagnostic, ...]]:
+    """The weighted operators that ``scheme`` can quantize, and why the others stay float."""
+    found: Candidates = {}
+    remarks: list[Diagnostic] = []
+    for node in graphs.operators(graph):
+        kind = weighted(node)
+        if kind is None:
+            continue
+        reason = _excluded(node, exclude) or _unfit(node, kind, graph) or _no_scheme(node, scheme)
+        if reason:
+            remarks.append(_stays_float(node, *reason))
+        else:
+            found[node] = kind
+    for node in _sharing_badly(graph, found):
+        remarks.append(_stays_float(node, "quantize.shared-weight", "its weight is also used by an operator that does not read it on the same grid"))
+        del found[node]
+    return found, tuple(remarks)
+
+
+def _stays_float(node: fx.Node, code: str, message: str) -> Diagnostic:
+    return Diagnostic(Severity.INFO, code, graphs.source(node), f"{node.target} stays float: {message}")
+
+
+def _excluded(node: fx.Node, exclude: tuple[str, ...]) -> tuple[str, str] | None:
+    path = graphs.source(node)
+    pattern = next((p for p in exclude if fnmatchcase(path, p)), None)
+    return ("quantize.excluded", f"excluded by {pattern!r}") if pattern else None
+
+
+def _unfit(node: fx.Node, kind: Weighted, graph: fx.GraphModule) -> tuple[str, str] | None:
+    weight, activation = kind.argument(node, kind.weight), kind.argument(node, kind.activation)
+    if weight is None or weight.op != "get_attr":
+        return "quantize.computed-weight", "its weight is computed (fold-constants makes one of it, if it depends on no input)"
+    if activation is None or activation.op == "get_attr":
+        return "quantize.constant-input", "its input is a constant"
+    if graphs.tensor(graph, str(weight.target)).dtype != torch.float32 or not ops.is_float(activation):
+        return "quantize.not-float32", "it does not compute in float32"
+    return None
+
+
+def _no_scheme(node: fx.Node, scheme: str) -> tuple[str, str] | None:
+    if scheme == "dynamic" and node.target in CONVOLUTIONS:
+        return "quantize.no-dynamic-convolution", "no runtime gains from convolutions with dynamic ranges (scheme=static or auto quantizes them)"
+    return None
+
+
+def _sharing_badly(graph: fx.GraphModule, found: Candidates) -> list[fx.Node]:
+    """Candidates whose weight tensor has a reader that is no candidate, or one that counts channels along another axis."""
+    readers: dict[int, list[tuple[fx.Node, fx.Node]]] = {}
+    for attribute in graph.graph.find_nodes(op="get_attr"):
+        readers.setdefault(id(graphs.tensor(graph, str(attribute.target))), []).extend((attribute, user) for user in attribute.users)
+    bad: list[fx.Node] = []
+    for uses in readers.values():
+        axes = {found[user].axis if user in found and found[user].argument(user, found[user].weight) is attribute else None for attribute, user in uses}
+        if len(axes) > 1:
+            bad += [user for attribute, user in uses if user in found and found[user].argument(user, found[user].weight) is attribute]
+    return sorted(set(bad))
+
+
+def assign(graph: fx.GraphModule, found: Candidates, scheme: str, exclude: tuple[str, ...]) -> dict[fx.Node, Scheme]:
+    """A scheme for each of ``found`` and for the operators between static ones. Absent means float.
+
+    ``static``: every candidate is static. ``dynamic``: every candidate is dynamic. ``auto``: convolutions are static; a matrix product is
+    static where its input already lies on a static grid (the head of a convolutional net, squeeze-excite), else dynamic. Operators without
+    weights are static where all they read is on a grid already and a static weighted operator reads their result, through others of their
+    kind: a residual addition between convolutions, not one whose result goes to a layer normalisation.
+    """
+    fed: dict[fx.Node, Scheme] = {}
+    for node in graphs.operators(graph):
+        if node in found:
+            fed[node] = _weighted_scheme(node, found[node], scheme, fed)
+        elif _on_grid(node, fed) and not _excluded(node, exclude):
+            fed[node] = Scheme.STATIC
+    wanted: set[fx.Node] = set()
+    for node in reversed(list(graphs.operators(graph))):
+        if node in found or any(user in wanted and fed.get(user) is Scheme.STATIC for user in node.users):
+            wanted.add(node)
+    chosen = {node: kind for node, kind in fed.items() if node in wanted}
+    for node in [n for n, kind in chosen.items() if kind is Scheme.STATIC and n.target not in ops.SAME_GRID]:
+        clamp = ops.fused_clamp(node)
+        if clamp is not None and clamp in fed:
+            chosen[clamp] = Scheme.STATIC
+    return chosen
+
+
+def _weighted_scheme(node: fx.Node, kind: Weighted, scheme: str, fed: Mapping[fx.Node, Scheme]) -> Scheme:
+    activation = kind.argument(node, kind.activation)
+    assert activation is not None
+    if scheme == "auto":
+        return Scheme.STATIC if node.target not in LINEARS or fed.get(activation) is Scheme.STATIC else Scheme.DYNAMIC
+    return Scheme(scheme)
+
+
+def _on_grid(node: fx.Node, fed: Mapping[fx.Node, Scheme]) -> bool:
+    """Whether ``node`` could run on integers because what it reads is on a static grid."""
+    if not ops.is_float(node):
+        return False
+    read = [a for a in node.all_input_nodes if isinstance(a.meta["val"], torch.Tensor)]
+    static = [a for a in read if fed.get(a) is Scheme.STATIC]
+    if node.target in ops.SAME_GRID or node.target in ops.UNARY:
+        return node.args[0] in static
+    if node.target in ops.SUMS:
+        return len(read) == 2 and static == read and "alpha" not in node.kwargs
+    if node.target in ops.PRODUCTS:
+        return len(read) == 2 and max(read, key=lambda a: a.meta["val"].numel()) in static and len(ops.activations(node)) == 2
+    return node.target in ops.CONCATENATIONS and static == read
