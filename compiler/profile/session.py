@@ -1,0 +1,181 @@
+"""An artifact running in a fresh process of its own, as an object here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgesmith.compiler.data import Array
+from edgesmith.compiler.errors import DataError, RunnerError, UserError
+from edgesmith.compiler.files import translated
+from edgesmith.compiler.profile.transport import WorkerProcess
+from edgesmith.compiler.profile.types import MemoryUse, Port
+from edgesmith.compiler.quiet import current_log
+
+TIMEOUT_S = 120.0
+CHUNK_BYTES = 64_000_000
+CHUNK_S = 2.0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a runner says once it has loaded its artifact. ``load_ms`` is the time of that; ``cores`` is empty where it is not pinned."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    runtime_version: str
+    load_ms: float
+    cores: tuple[int, ...]
+    memory: tuple[MemoryUse, ...]
+
+
+@dataclass(frozen=True)
+class RunnerSession:
+    """A loaded artifact in its process; made by ``open_session``. Inputs and outputs are arrays of N samples."""
+
+    loaded: Loaded
+    _process: WorkerProcess
+    _scratch: Path
+    _peak_is_own: bool
+
+    def run(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """Every sample once, one by one: the outputs, first dimension the sample.
+
+        Raises:
+            DataError: the arrays are not what the artifact takes.
+            RunnerError: the runner died or hung.
+        """
+        count = check_inputs(inputs, self.loaded.inputs)
+        most = max(1, CHUNK_BYTES * count // max(1, sum(array.nbytes for array in inputs)))
+        parts: list[tuple[Array, ...]] = []
+        start, size = 0, 1
+        while start < count:
+            began = time.monotonic()
+            parts.append(self._run_chunk([array[start : start + size] for array in inputs]))
+            start += size
+            if time.monotonic() - began < CHUNK_S:
+                size = min(2 * size, most)
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    def _run_chunk(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        source, result = self._scratch / "inputs.npz", self._scratch / "outputs.npz"
+        _write_samples(source, inputs)
+        self._process.ask("run", inputs=str(source), outputs=str(result))
+        with np.load(result, allow_pickle=False) as file:
+            return tuple(file[str(i)] for i in range(len(file.files)))
+
+    def time(self, seconds: float, least: int = 1) -> npt.NDArray[np.int64]:
+        """Nanoseconds of calls made one after the other for ``seconds``, at least ``least`` of them, over the samples given to ``open_session``."""
+        answer = self._process.ask("time", extra_s=seconds, seconds=seconds, least=least)
+        return np.asarray(answer["ns"], dtype=np.int64)
+
+    def memory(self, phase: str) -> MemoryUse | None:
+        """What the kernel counts for the process now; None where it does not."""
+        return _memory_use(phase, self._process.ask("memory"), self._peak_is_own)
+
+
+@contextmanager
+def open_session(
+    artifact: Path,
+    runner: Path,
+    threads: int = 1,
+    *,
+    samples: Sequence[Array] = (),
+    log: Path | None = None,
+    timeout_s: float = TIMEOUT_S,
+    extra: str = "",
+    foreign: bool = False,
+) -> Iterator[RunnerSession]:
+    """Load ``artifact`` with ``runner`` (a target's runner file) in a fresh process pinned to ``threads`` cores; gone when left.
+
+    ``samples`` (arrays of N samples each) are what ``RunnerSession.time`` rotates over. The runtime's own output is appended to
+    ``log`` (when None, to the current log of ``quiet.logging_to``, if any). A request that takes longer than ``timeout_s`` is a hang: the
+    process is killed. ``extra`` is the extra that brings the runtime. ``foreign``: edgesmith did not write the file, so that one which does
+    not load is the user's to mend.
+
+    Raises:
+        RunnerError: the runner died, hung or could not load the artifact; with the last lines of its log.
+        UserError: the file is missing; or it is foreign and does not load.
+        DataError: ``samples`` are not what the artifact takes.
+        MissingExtraError: the runtime is not installed and ``extra`` is known.
+    """
+    if not artifact.exists():
+        raise UserError(f"{artifact} does not exist")
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="edgesmith-run-")))
+        process = stack.enter_context(WorkerProcess(artifact, runner, threads, log=log or current_log() or scratch / "log", timeout_s=timeout_s, extra=extra))
+        cores = tuple(process.receive("start")["cores"])
+        if samples:
+            source = scratch / "samples.npz"
+            _write_samples(source, samples)
+            process.ask("samples", path=str(source))
+            source.unlink()
+        answer = _load(process, artifact, foreign)
+        session = RunnerSession(_loaded(answer, cores), process, scratch, answer["peak_is_own"])
+        if samples:
+            check_inputs(samples, session.loaded.inputs)
+        yield session
+
+
+def check_inputs(inputs: Sequence[Array], ports: Sequence[Port]) -> int:
+    """How many samples ``inputs`` hold.
+
+    Raises:
+        DataError: they are none, or not of the number, shapes and dtypes of ``ports``.
+    """
+    if len(inputs) != len(ports):
+        raise DataError(f"the artifact takes {len(ports)} inputs but {len(inputs)} were given")
+    counts = {len(array) if array.ndim else 0 for array in inputs}
+    if len(counts) != 1 or counts == {0}:
+        raise DataError("inputs need the same number of samples, at least one", why=f"shapes are {[array.shape for array in inputs]}")
+    for array, port in zip(inputs, ports, strict=True):
+        if array.shape[1:] != port.shape[1:] or array.dtype.name != port.dtype:
+            given, wanted = f"{array.dtype.name}{list(array.shape[1:])}", f"{port.dtype}{list(port.shape[1:])}"
+            raise DataError(f"input {port.name} takes samples of {wanted} but was given {given}")
+    return counts.pop()
+
+
+def _write_samples(path: Path, arrays: Sequence[Array]) -> None:
+    with translated(path):
+        np.savez(path, allow_pickle=False, **{str(i): array for i, array in enumerate(arrays)})
+
+
+def _load(process: WorkerProcess, artifact: Path, foreign: bool) -> dict[str, Any]:
+    try:
+        return process.ask("load")
+    except RunnerError as error:
+        if not foreign:
+            raise
+        raise UserError(f"{artifact} cannot be loaded", why=error.why, hint="is the file whole, and made for this runtime and its version?") from error
+
+
+def _loaded(answer: dict[str, Any], cores: tuple[int, ...]) -> Loaded:
+    uses = (_memory_use(phase, answer[key], answer["peak_is_own"]) for phase, key in (("base", "before"), ("loaded", "after")))
+    return Loaded(
+        inputs=_ports(answer["inputs"]),
+        outputs=_ports(answer["outputs"]),
+        runtime_version=answer["runtime_version"],
+        load_ms=answer["load_ns"] / 1e6,
+        cores=cores,
+        memory=tuple(use for use in uses if use is not None),
+    )
+
+
+def _memory_use(phase: str, counted: dict[str, int], peak_is_own: bool) -> MemoryUse | None:
+    """The worker's reading; where the peak could not be started anew it still holds that of importing the runtime, so that the reading itself stands in."""
+    if "rss" not in counted:
+        return None
+    peak = counted["peak"] if peak_is_own else counted["rss"]
+    return MemoryUse(phase, counted["rss"], peak, counted.get("private_dirty"), counted.get("private_clean"))
+
+
+def _ports(rows: list[dict[str, Any]]) -> tuple[Port, ...]:
+    return tuple(Port(row["name"], tuple(row["shape"]), row["dtype"]) for row in rows)

@@ -1,0 +1,66 @@
+"""Intervals of percentiles: do they cover, also when neighbours resemble each other?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from edgesmith.compiler.profile.statistics import MOST_BINS, block_percentile
+
+BLOCKS, CALLS = 20, 25
+
+
+def drawn(rng: np.random.Generator, between: float) -> np.ndarray:
+    """Timings of BLOCKS blocks around 1e6 ns: log-normal inside a block, and a common factor of each block."""
+    mood = rng.normal(0, between, (BLOCKS, 1))
+    return (1e6 * np.exp(mood + rng.normal(0, 0.05, (BLOCKS, CALLS)))).ravel().astype(np.int64)
+
+
+@pytest.mark.parametrize(("percentile", "between"), [(50, 0.05), (90, 0.05), (90, 0.0)])
+def test_nominal_95_percent_intervals_cover(percentile: int, between: float) -> None:
+    rng = np.random.default_rng(percentile)
+    truth = 1e6 * math.exp(math.hypot(between, 0.05) * {50: 0.0, 90: 1.2816}[percentile])
+    found = [block_percentile(drawn(rng, between), [CALLS] * BLOCKS, percentile) for _ in range(150)]
+    covered = sum(interval.low <= truth <= interval.high for interval in found)
+    assert covered >= 0.92 * 150
+
+
+def test_blocks_taken_for_independent_calls_would_not_cover() -> None:
+    rng = np.random.default_rng(0)
+    found = [block_percentile(drawn(rng, 0.1), [1] * (BLOCKS * CALLS), 50) for _ in range(40)]
+    assert sum(interval.low <= 1e6 <= interval.high for interval in found) < 28
+
+
+def test_an_interval_is_in_the_samples_and_around_the_value() -> None:
+    samples = drawn(np.random.default_rng(3), 0.1)
+    for percentile in (1, 50, 90, 95):
+        found = block_percentile(samples, [CALLS] * BLOCKS, percentile)
+        assert samples.min() * 0.99 <= found.low <= found.value <= found.high <= samples.max() * 1.01
+        assert found.value == np.percentile(samples, percentile)
+
+
+def test_the_bootstrap_alone_would_not_cover_a_high_percentile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgesmith.compiler.profile.statistics._rank_bounds", lambda below, sizes, share: np.array([share, share]))
+    rng = np.random.default_rng(90)
+    truth = 1e6 * math.exp(math.hypot(0.1, 0.05) * 1.2816)
+    found = [block_percentile(drawn(rng, 0.1), [CALLS] * BLOCKS, 90) for _ in range(100)]
+    assert sum(interval.low <= truth <= interval.high for interval in found) < 92
+
+
+def test_the_upper_end_is_infinite_exactly_where_order_statistics_cannot_bound_it() -> None:
+    # n samples bound the 90th percentile from above at 97.5 % only when 1 - 0.9**n >= 0.975: n >= 36.
+    samples = np.arange(1, 37) * 1000
+    assert math.isinf(block_percentile(samples[:35], [5] * 7, 90).high)
+    assert math.isfinite(block_percentile(samples, [6] * 6, 90).high)
+
+
+def test_many_samples_are_binned_without_moving_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    samples = rng.normal(1e6, 1e5, 40 * MOST_BINS).astype(np.int64)
+    found = block_percentile(samples, [2 * MOST_BINS] * 20, 90)
+    # Standard error of a normal's 90th percentile: sqrt(p (1 - p) / n) / density.
+    error = 1e5 * math.sqrt(0.09 / len(samples)) / 0.17550
+    assert abs(found.value - (1e6 + 1.2816e5)) < 4 * error
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.5)

@@ -1,0 +1,120 @@
+"""Measuring: known distributions, known memory, verdicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from edgesmith.compiler.budget import Budget, Verdict
+from edgesmith.compiler.diagnostics import Diagnostic
+from edgesmith.compiler.errors import UnsupportedError, UserError
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.devices import devices, environment
+from edgesmith.compiler.profile.protocol import measure
+from edgesmith.compiler.profile.verdicts import judge
+from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.target import Artifact, Target
+
+
+class Scripted(Target):
+    """A target whose files are written by hand; see runners/scripted_runner.py."""
+
+    name: ClassVar[str] = "scripted"
+    suffix: ClassVar[str] = ".json"
+    extra: ClassVar[str] = "scripted"
+    distribution: ClassVar[str] = "numpy"
+    modules: ClassVar[tuple[str, ...]] = ("numpy",)
+    schemes: ClassVar[frozenset[Scheme]] = frozenset()
+    runner: ClassVar[Path] = Path(__file__).with_name("runners") / "scripted_runner.py"
+
+    def unsupported(self, model: Model) -> tuple[Diagnostic, ...]:
+        return ()
+
+    def lower(self, model: Model, folder: Path, stem: str = "model") -> Artifact:
+        raise UnsupportedError("scripts are written by hand")
+
+
+def script(tmp_path: Path, **what: object) -> Path:
+    path = tmp_path / "script.json"
+    path.write_text(json.dumps(what))
+    return path
+
+
+def test_a_known_distribution_is_found(tmp_path: Path) -> None:
+    path = script(tmp_path, sleep_ms=[1.0] * 8 + [3.0] * 2, touch_mb=30)
+    profile = measure(path, target=Scripted(), limit_s=3.0)
+    p50, p90 = profile.latency_ms(50), profile.latency_ms(90)
+    assert 1.0 <= p50.low <= p50.value <= p50.high and p50.value < 2.0
+    assert 3.0 <= p90.low <= p90.value <= p90.high and p90.value < 6.0
+    assert sum(profile.block_sizes) == len(profile.samples_ns)
+    assert len(profile.block_sizes) == 20
+    assert profile.model_rss_bytes is not None and profile.peak_rss_bytes is not None
+    assert 30e6 <= profile.model_rss_bytes.low <= profile.model_rss_bytes.high <= 33e6
+    assert profile.peak_rss_bytes > profile.model_rss_bytes.high
+    assert [use.phase for use in profile.memory] == ["base", "loaded", "steady"] * 2
+    assert profile.environment["inputs"] == "random"
+
+
+def test_a_clear_verdict_needs_no_more_than_the_first_blocks(tmp_path: Path) -> None:
+    budget = Budget(latency_ms=20.0, percentile=50)
+    profile = measure(script(tmp_path, sleep_ms=[1.0]), target=Scripted(), budget=budget, samples=(np.zeros((1, 2), np.float32),))
+    assert [finding.verdict for finding in judge(budget, profile, 1)] == [Verdict.MET]
+    assert [finding.verdict for finding in judge(Budget(latency_ms=0.9, percentile=50), profile, 1)] == [Verdict.MISSED]
+    assert len(profile.block_sizes) == 20
+    assert profile.environment["inputs"] == "given samples"
+
+
+def test_an_undecided_verdict_is_measured_up_to_the_limit_and_stays_unknown(tmp_path: Path) -> None:
+    path = script(tmp_path, sleep_ms=[1.0] * 9 + [30.0])
+    budget = Budget(latency_ms=15.0, percentile=90)
+    profile = measure(path, target=Scripted(), budget=budget, samples=(np.zeros((1, 2), np.float32),), limit_s=4.0)
+    (finding,) = judge(budget, profile, 1)
+    assert finding.verdict is Verdict.UNKNOWN
+    assert "measure longer" in finding.message
+    assert len(profile.block_sizes) > 20
+    assert 2e9 < profile.samples_ns.sum() < 5e9
+
+
+def test_too_few_calls_to_bound_a_percentile_are_never_met(tmp_path: Path) -> None:
+    path = script(tmp_path, sleep_ms=[200.0])
+    budget = Budget(latency_ms=1000.0, percentile=90)
+    profile = measure(path, target=Scripted(), budget=budget, samples=(np.zeros((1, 2), np.float32),), limit_s=2.0)
+    (finding,) = judge(budget, profile, 1)
+    assert finding.verdict is Verdict.UNKNOWN
+    assert "too few to bound p90" in finding.message
+
+
+def test_what_was_not_measured_on_the_device_is_unknown(tmp_path: Path) -> None:
+    budget = Budget(latency_ms=1000.0, memory_mb=1000.0, size_mb=1.0)
+    profile = measure(script(tmp_path), target=Scripted(), limit_s=0.5)
+    here = judge(budget, profile, 500_000)
+    assert [f.verdict for f in here] == [Verdict.MET] * 3
+    for findings in (judge(budget, None, 500_000), judge(budget, profile, 500_000, device="phone")):
+        assert {f.budget: f.verdict for f in findings} == {"latency_ms": Verdict.UNKNOWN, "memory_mb": Verdict.UNKNOWN, "size_mb": Verdict.MET}
+
+
+def test_a_file_over_its_size_limit_is_missed() -> None:
+    (finding,) = judge(Budget(size_mb=1.0), None, 1_000_001)
+    assert finding.verdict is Verdict.MISSED
+    (finding,) = judge(Budget(size_mb=1.0), None, 1_000_000)
+    assert finding.verdict is Verdict.MET
+
+
+def test_an_unknown_device_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown device 'phone'\n.*there is host"):
+        measure(script(tmp_path), target=Scripted(), device="phone")
+    assert list(devices()) == ["host"]
+
+
+def test_a_file_the_user_gave_is_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        measure(script(tmp_path, load="die"), target=Scripted())
+
+
+def test_the_environment_says_what_numbers_depend_on() -> None:
+    assert set(environment()) == {"cpu", "cpu_features", "cores", "governor", "os", "python", "load_average"}
+    assert all(environment().values())
