@@ -51,13 +51,14 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Where samples come from. The rest is for images: ``size`` is (height, width), ``mean`` and ``std`` are per channel of 0 to 1."""
+    """Where samples come from. The rest is for images: (height, width), per channel of 0 to 1, (class folder, class that it means)."""
 
     source: Source
     size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     augment: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -247,10 +248,10 @@ class _Reader:
             raise self.error(
                 ("data", "source"), f"{table.source!r} is no data", hint="'file.py:function', a folder or .zip of class folders of images, or an .npz file"
             )
-        for key in ("size", "mean", "std", "augment"):
+        for key in ("size", "mean", "std", "augment", "rename"):
             if getattr(table, key) and not images:
                 raise self.error(("data", key), f"{key!r} is for a folder or .zip of images", hint="let the source give arrays as the model takes them")
-        return DataSpec(source, table.size, table.mean, table.std, table.augment)
+        return DataSpec(source, table.size, table.mean, table.std, table.augment, tuple(table.rename.items()))
 
     def _metric(self, text: str) -> str:
         if text == "top1":

@@ -73,6 +73,8 @@ class DataTable(_Table):
         (), strict=False, description="Images: random left-right flips and shifts by up to an eighth while training."
     )
 
+    rename: dict[str, str] = Field(default_factory=dict, description="Images: class folders that mean another class, name in the folder -> name of the class.")
+
     @model_validator(mode="after")
     def _same_channels(self) -> DataTable:
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):

@@ -1,0 +1,1 @@
+"""What a build file names -> a Model and Data."""
