@@ -15,14 +15,25 @@ from edgesmith.compiler.quantplan import QuantPlan
 
 
 def fingerprint(graph: fx.GraphModule, quant: QuantPlan | None) -> str:
-    """Hex SHA-256 over operators, arguments, tensor contents and plan. Nodes count by position, not by name."""
+    """Hex SHA-256 over operators, arguments, tensor contents and plan.
+
+    Operators count by position and tensors by the order in which they are first read, not by name: where ``get_attr`` nodes stand
+    makes no difference, whether two readers share a tensor does.
+    """
     digest = hashlib.sha256()
-    position = {node: index for index, node in enumerate(graph.graph.nodes)}
+    position = {node: index for index, node in enumerate(n for n in graph.graph.nodes if n.op != "get_attr")}
     by_name = {node.name: index for node, index in position.items()}
-    tensors: dict[int, str] = {}
+    tensors: dict[int, int] = {}
     weight_at: dict[str, int] = {}
 
     def canonical(value: Any) -> Any:
+        if isinstance(value, fx.Node) and value.op == "get_attr":
+            tensor = graphs.tensor(graph, str(value.target))
+            if id(tensor) not in tensors:
+                tensors[id(tensor)] = len(tensors)
+                digest.update(json.dumps(["tensor", tensor_hash(tensor), tensor.requires_grad]).encode())
+            weight_at[str(value.target)] = tensors[id(tensor)]
+            return {"tensor": tensors[id(tensor)]}
         if isinstance(value, fx.Node):
             return {"node": position[value]}
         if isinstance(value, (tuple, list)):
@@ -31,17 +42,9 @@ def fingerprint(graph: fx.GraphModule, quant: QuantPlan | None) -> str:
             return {str(k): canonical(v) for k, v in value.items()}
         return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
 
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            value = graphs.tensor(graph, str(node.target))
-            if id(value) not in tensors:
-                tensors[id(value)] = tensor_hash(value)
-            weight_at[str(node.target)] = position[node]
-            line: Any = ["tensor", tensors[id(value)], value.requires_grad]
-        else:
-            target = "" if node.op in {"placeholder", "output"} else str(node.target)
-            line = [node.op, target, canonical(node.args), canonical(node.kwargs)]
-        digest.update(json.dumps(line).encode())
+    for node in position:
+        target = "" if node.op in {"placeholder", "output"} else str(node.target)
+        digest.update(json.dumps([node.op, target, canonical(node.args), canonical(node.kwargs)]).encode())
     if quant is not None:
         plan = {
             "ops": sorted((by_name[k], v.value) for k, v in quant.ops.items()),
