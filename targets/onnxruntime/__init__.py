@@ -1,0 +1,46 @@
+"""ONNX Runtime on the CPU: ``.onnx`` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from edgesmith.compiler.diagnostics import Diagnostic
+from edgesmith.compiler.fingerprint import file_hash
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.target import Artifact, Target
+from edgesmith.targets.onnxruntime.support import refusals
+
+
+class OnnxRuntime(Target):
+    """Float32, static INT8 (Q/DQ around what the runtime fuses) and dynamic INT8 (``DynamicQuantizeLinear``) on the CPU."""
+
+    name: ClassVar[str] = "onnxruntime"
+    suffix: ClassVar[str] = ".onnx"
+    extra: ClassVar[str] = "onnxruntime"
+    distribution: ClassVar[str] = "onnxruntime"
+    modules: ClassVar[tuple[str, ...]] = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
+    schemes: ClassVar[frozenset[Scheme]] = frozenset(Scheme)
+    runner: ClassVar[Path] = Path(__file__).with_name("runner.py")
+
+    def unsupported(self, model: Model) -> tuple[Diagnostic, ...]:
+        """One ERROR per operator of ``model`` that the exporter cannot convert."""
+        return refusals(model)
+
+    def lower(self, model: Model, folder: Path, stem: str = "model") -> Artifact:
+        """Write ``folder/stem.onnx``; see ``Target.lower``."""
+        from edgesmith.targets.onnxruntime import lower
+
+        lower.need(self.modules, self.extra)
+        exported = lower.export(model)
+        path = Path(folder) / f"{stem}{self.suffix}"
+        lower.write(exported, path)
+        return Artifact(
+            path=path,
+            target=self.name,
+            size_bytes=path.stat().st_size,
+            sha256=file_hash(path),
+            source_fingerprint=model.fingerprint,
+            built_with=lower.versions(("torch", "onnx", "onnx-ir", "onnxscript", self.distribution)),
+        )

@@ -1,0 +1,47 @@
+"""Forms of an exported program that the ONNX exporter refuses, brought into forms that it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+
+def prepare(program: torch.export.ExportedProgram) -> None:
+    """Rewrite ``program`` in place; results and names of the existing nodes stay."""
+    for node in list(program.graph.nodes):
+        if node.target is aten.view.default:
+            # Decomposition may change the strides of what is viewed; a reshape copies where a view would be refused.
+            node.target = aten.reshape.default
+        elif node.target is aten.scaled_dot_product_attention.default:
+            _four_dimensional(program.graph, node)
+    program.graph_module.recompile()
+
+
+def _four_dimensional(graph: fx.Graph, attention: fx.Node) -> None:
+    """Fold the leading dimensions of an attention that has not exactly two of them into two."""
+    query, key, value = attention.args[:3]
+    shape = attention.meta["val"].shape
+    if len(shape) == 4:
+        return
+    leading = shape[:-2]
+    with graph.inserting_before(attention):
+        folded = [_folded(graph, operand, leading) for operand in (query, key, value)]
+        rest = list(attention.args[3:])
+        if rest and isinstance(rest[0], fx.Node):
+            rest[0] = _folded(graph, rest[0], leading) if rest[0].meta["val"].dim() > 2 else rest[0]
+        whole = graph.call_function(aten.scaled_dot_product_attention.default, (*folded, *rest), attention.kwargs)
+    attention.target = aten.reshape.default
+    attention.args, attention.kwargs = (whole, list(shape)), {}
+
+
+def _folded(graph: fx.Graph, operand: object, leading: Sequence[int]) -> fx.Node:
+    assert isinstance(operand, fx.Node)
+    rows, columns = operand.meta["val"].shape[-2:]
+    expanded = graph.call_function(aten.expand.default, (operand, [*leading, rows, columns]))
+    outer = math.prod(leading[:-1])
+    return graph.call_function(aten.reshape.default, (expanded, [outer, leading[-1] if leading else 1, rows, columns]))
