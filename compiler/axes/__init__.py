@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgesmith.compiler.axes.analysis import Axes
 from edgesmith.compiler.axes.groups import Member, Pinned, PruneGroup
+from edgesmith.compiler.axes.proof import prove
 from edgesmith.compiler.axes.surgery import remove
 
-__all__ = ["Axes", "Member", "Pinned", "PruneGroup", "remove"]
+__all__ = ["Axes", "Member", "Pinned", "PruneGroup", "prove", "remove"]

@@ -177,7 +177,7 @@ def unify(left: Term, right: Term, reason: Reason) -> None:
     left, right = resolve(left), resolve(right)
     while left and right:
         a, b = left[0], right[0]
-        if a is b or a.size == b.size and _merge(a, b, reason):
+        if a is b or (a.size == b.size and _merge(a, b, reason)):
             left, right = resolve(left[1:]), resolve(right[1:])
             continue
         if a.size != b.size:

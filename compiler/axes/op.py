@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-import operator
 from typing import Any
 
 import torch
@@ -284,13 +284,4 @@ def _permuted(node: fx.Node, order: list[int] | None) -> list[int]:
     return mine if order is None else [mine[d] for d in order]
 
 
-_MOVES = {
-    op: _permuted
-    for op in (
-        torch.ops.aten.t.default,
-        torch.ops.aten.transpose.int,
-        torch.ops.aten.permute.default,
-        torch.ops.aten.numpy_T.default,
-        torch.ops.aten.mT.default,
-    )
-}
+_MOVES = dict.fromkeys((torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.permute.default, torch.ops.aten.numpy_T.default, torch.ops.aten.mT.default), _permuted)

@@ -113,9 +113,7 @@ def _slice_edit(op: Op, whole: Term, before: Term | None, piece: Term) -> None:
             return
         if old_start:
             set_argument(node, "start", start)
-        if old_stop != size(whole):
-            set_argument(node, "end", stop)
-        elif len(node.args) > 3 and isinstance(node.args[3], int) and node.args[3] == old_stop:
+        if old_stop != size(whole) or (len(node.args) > 3 and isinstance(node.args[3], int) and node.args[3] == old_stop):
             set_argument(node, "end", stop)
 
     op.edit(change)

@@ -1,0 +1,244 @@
+"""A graph run with some units dead: what removal must be equal to.
+
+Every value goes with a mask of the elements that are alive. A dead element is zero, so that it adds nothing to a product or a
+sum; a statistic is taken over what is alive. The masks are found by running the operators on them, not by the
+analysis of axes, of which nothing is used here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.axes import masked_statistics as statistics
+from edgesmith.compiler.errors import UnsupportedError
+
+aten = torch.ops.aten
+
+Alive = torch.Tensor | None
+"""True where an element is alive; None where all are."""
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+_ELEMENTWISE = {
+    aten.alias.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.floor_divide.default,
+    aten.hardsigmoid.default,
+    aten.hardswish.default,
+    aten.lift_fresh_copy.default,
+    aten.log_sigmoid.default,
+    aten.masked_fill.Tensor,
+    aten.to.device,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten._to_copy.default,
+    aten.clip.default,
+    aten.__and__.Tensor,
+    aten.__or__.Tensor,
+    aten.where.ScalarSelf,
+    aten.where.ScalarOther,
+    aten.where.Scalar,
+    aten.rrelu.default,
+}
+_OF_FIRST = {
+    aten.type_as.default,
+    aten.to.other,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.cumsum.default,
+    aten.tril.default,
+    aten.triu.default,
+}
+_MOVES = {
+    getattr(aten, name)
+    for name in (
+        "view reshape _unsafe_view view_as reshape_as unflatten flatten ravel squeeze unsqueeze atleast_1d atleast_2d permute transpose t numpy_T mT swapaxes swapdims "
+        "movedim moveaxis expand expand_as broadcast_to repeat tile repeat_interleave cat concat concatenate stack split split_with_sizes chunk tensor_split unbind select slice narrow "
+        "roll flip index _unsafe_index index_select gather embedding pixel_shuffle pixel_unshuffle channel_shuffle broadcast_tensors constant_pad_nd pad"
+    ).split()
+}
+_WINDOWS = {
+    getattr(aten, name)
+    for name in (
+        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d "
+        "max_pool2d_with_indices upsample_linear1d upsample_nearest1d upsample_bilinear2d upsample_bicubic2d upsample_nearest2d upsample_nearest3d upsample_trilinear3d "
+        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d topk sort"
+    ).split()
+}
+_PRODUCTS = {
+    getattr(aten, name) for name in "linear matmul mm bmm mv dot einsum addmm baddbmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split()
+}
+_ADDENDS = {aten.addmm: 0, aten.baddbmm: 0, aten.linear: 2} | {
+    p: 2 for p in (aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.convolution)
+}
+_PER_CHANNEL = {aten.batch_norm.default, aten.instance_norm.default, aten.prelu.default}
+
+
+class MaskedInterpreter(fx.Interpreter):
+    """Runs a graph with parts of its parameters, buffers and constants dead: ``dead`` is tensor id -> alive mask."""
+
+    def __init__(self, graph: fx.GraphModule, dead: Mapping[int, torch.Tensor]) -> None:
+        super().__init__(graph)
+        self._dead = dead
+        self.alive: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of a node; its mask goes to ``alive``. Dead elements of the value are zero."""
+        if n.op == "get_attr":
+            value = graphs.tensor(self.module, str(n.target))  # type: ignore[arg-type]
+            mask = self._dead.get(id(value))
+            self.alive[n] = mask
+            return value if mask is None else zeroed(value, mask)
+        if n.op != "call_function" or not any(self._any_dead(a) for a in n.all_input_nodes):
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        masks = fx.map_arg((n.args, n.kwargs), lambda a: _Mask(self.alive.get(a)))
+        value, alive = self._dispatch(n, (args, kwargs), masks)
+        self.alive[n] = alive
+        return value
+
+    def _any_dead(self, node: fx.Node) -> bool:
+        mask = self.alive.get(node)
+        return any(m is not None for m in mask) if isinstance(mask, (list, tuple)) else mask is not None
+
+    def _dispatch(self, node: fx.Node, call: Call, masks: Call) -> tuple[Any, Any]:
+        target: Any = node.target
+        if target is operator.getitem:
+            mask = masks[0][0].alive
+            return call[0][0][call[0][1]], mask[call[0][1]] if mask is not None else None
+        packet = getattr(target, "overloadpacket", None)
+        for known, handler in _HANDLERS:
+            if target in known or packet in known:
+                return handler(target, call, masks)
+        if torch.Tag.pointwise in getattr(target, "tags", ()):
+            return _elementwise(target, call, masks)
+        if not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)):
+            return target(*call[0], **call[1]), None
+        raise UnsupportedError(f"a removal through {target} cannot be proven", where=graphs.source(node), hint="exclude its group")
+
+
+class _Mask:
+    """The mask of one argument (a leaf to the argument mapper)."""
+
+    def __init__(self, alive: Any) -> None:
+        self.alive = alive
+
+
+def zeroed(value: torch.Tensor, alive: Alive) -> torch.Tensor:
+    """``value`` with zeros where it is dead."""
+    return value if alive is None else torch.where(alive, value, torch.zeros((), dtype=value.dtype, device=value.device))
+
+
+def _elementwise(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    value = target(*call[0], **call[1])
+    alive = torch.ones(value.shape, dtype=torch.bool)
+    for mask in [*masks[0], *masks[1].values()]:
+        if isinstance(mask, _Mask) and mask.alive is not None:
+            alive = alive & mask.alive
+    return zeroed(value, alive), alive
+
+
+def _of_first(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    value = target(*call[0], **call[1])
+    alive = masks[0][0].alive if isinstance(masks[0][0], _Mask) else None
+    return zeroed(value, alive), alive
+
+
+def _numbers(given: Any, mask: Any) -> Any:
+    """An argument with each tensor replaced by its mask as numbers."""
+    if isinstance(given, (list, tuple)):
+        return [_numbers(g, m) for g, m in zip(given, mask, strict=True)]
+    if not isinstance(given, torch.Tensor):
+        return given
+    return torch.ones(given.shape) if mask.alive is None else mask.alive.to(torch.float32)
+
+
+def _positive(result: Any) -> Any:
+    return [r > 0.5 for r in result] if isinstance(result, (list, tuple)) else result > 0.5
+
+
+def _move(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
+    """Data goes where the operator puts it, and so does its mask."""
+    if any(isinstance(m, _Mask) and m.alive is not None for m in masks[0][1:]) and target is not aten.expand_as.default:
+        raise UnsupportedError(f"a removal along the indices of {target} cannot be proven")
+    value = target(*call[0], **call[1])
+    args = [_numbers(call[0][0], masks[0][0]), *call[0][1:]]
+    kwargs = dict(call[1])
+    if target in {aten.constant_pad_nd.default, aten.pad.default}:
+        position = 2 if target is aten.constant_pad_nd.default else 3
+        args = [*args, *([0.0, "constant", 1.0][len(args) - 1 : position])] if len(args) <= position else args
+        args[position] = 1.0 if target is aten.constant_pad_nd.default or args[2] == "constant" else None
+    return value, _positive(target(*args, **kwargs))
+
+
+def _window(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
+    """Dead units are dead at every place that the window slides over."""
+    value = target(*call[0], **call[1])
+    mask = _positive(target(_numbers(call[0][0], masks[0][0]), *call[0][1:], **call[1]))
+    if not isinstance(value, (list, tuple)):
+        return zeroed(value, mask), mask
+    return [zeroed(v, mask[0]) for v in value], [mask[0]] * len(value)
+
+
+def _product(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    """A result is dead if everything that it adds up is."""
+    value = target(*call[0], **call[1])
+    addend = _ADDENDS.get(target.overloadpacket)
+    args = [_numbers(g, m) for g, m in zip(call[0], masks[0], strict=True)]
+    whole = [torch.ones_like(a) if isinstance(a, torch.Tensor) else a for a in args]
+    extra = None
+    if addend is not None and addend < len(args) and isinstance(args[addend], torch.Tensor):
+        extra = args[addend] > 0.5
+        if addend == 2:
+            args[2] = whole[2] = None
+            extra = extra if target is aten.linear.default else extra.view(-1, *[1] * (value.dim() - 2))
+        else:
+            args[0], whole[0] = torch.zeros_like(args[0]), torch.zeros_like(whole[0])
+    if target is aten.einsum.default:
+        whole[1] = [torch.ones_like(a) for a in args[1]]
+    alive = (target(*args, **call[1]) > 0.5) | (target(*whole, **call[1]) < 0.5)
+    alive = alive if extra is None else alive & extra
+    return zeroed(value, alive), alive
+
+
+def _per_channel(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    """Vectors along dimension 1."""
+    value = target(*call[0], **call[1])
+    alive = torch.ones(value.shape, dtype=torch.bool)
+    for i, mask in enumerate(masks[0]):
+        if isinstance(mask, _Mask) and mask.alive is not None:
+            alive = alive & (mask.alive if i == 0 else mask.alive.view(-1, *[1] * (value.dim() - 2)))
+    return zeroed(value, alive), alive
+
+
+def _statistic(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
+    """Taken over what is alive: see ``masked_statistics``."""
+    names = [a.name for a in target._schema.arguments]
+    defaults = {a.name: a.default_value for a in target._schema.arguments}
+    given = defaults | dict(zip(names, call[0], strict=False)) | call[1]
+    marks = dict(zip(names, masks[0], strict=False)) | masks[1]
+    alive = {name: mask.alive for name, mask in marks.items() if isinstance(mask, _Mask) and mask.alive is not None}
+    return statistics.TABLE[target](target, given, alive)
+
+
+Handler = Callable[[Any, Call, Call], tuple[Any, Any]]
+_HANDLERS: tuple[tuple[Any, Handler], ...] = (
+    (_ELEMENTWISE, _elementwise),
+    (_OF_FIRST, _of_first),
+    (_MOVES, _move),
+    (_WINDOWS, _window),
+    (_PRODUCTS, _product),
+    (_PER_CHANNEL, _per_channel),
+    (statistics.TABLE, _statistic),
+)
