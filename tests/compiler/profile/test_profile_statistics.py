@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from edgesmith.compiler.profile.statistics import MOST_BINS, block_percentile
 
@@ -41,14 +42,12 @@ def test_an_interval_is_in_the_samples_and_around_the_value() -> None:
         assert found.value == np.percentile(samples, percentile)
 
 
-def test_the_bootstrap_alone_covers_a_high_percentile_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(90)
-    truth = 1e6 * math.exp(math.hypot(0.1, 0.05) * 1.2816)
-    samples = [drawn(rng, 0.1) for _ in range(50)]
-    both = [block_percentile(drawing, [CALLS] * BLOCKS, 90) for drawing in samples]
-    monkeypatch.setattr("edgesmith.compiler.profile.statistics._rank_bounds", lambda below, sizes, share: np.array([share, share]))
-    alone = [block_percentile(drawing, [CALLS] * BLOCKS, 90) for drawing in samples]
-    assert sum(i.low <= truth <= i.high for i in alone) < sum(i.low <= truth <= i.high for i in both)
+@pytest.mark.parametrize("percentile", [50, 80])
+def test_blocks_of_equal_calls_are_worth_one_call_each(percentile: int) -> None:
+    moods = np.sort(np.random.default_rng(1).integers(1_000_000, 2_000_000, BLOCKS))
+    found = block_percentile(np.repeat(moods, CALLS), [CALLS] * BLOCKS, percentile)
+    alone = stats.quantile_test(moods, p=percentile / 100).confidence_interval(0.95)
+    assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.25)
 
 
 def test_the_upper_end_is_infinite_exactly_where_order_statistics_cannot_bound_it() -> None:
