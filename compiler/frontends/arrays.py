@@ -52,7 +52,7 @@ def from_arrays(arrays: Mapping[str, Any], names: tuple[str, ...], seed: int, wh
         if key not in known:
             raise DataError(f"unknown key {key!r}", where=where, hint=did_you_mean(str(key), known))
     parts = {part: _part(arrays, inputs, part, where) for part in PARTS if f"y_{part}" in arrays or any(f"{n}_{part}" in arrays for n in inputs)}
-    return complete(parts["train"], parts.get("val"), parts.get("test"), seed)
+    return complete(parts["train"], parts.get("val"), parts.get("test"), seed, where)
 
 
 def _input_names(arrays: Mapping[str, Any], names: tuple[str, ...], where: str) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def _from_result(result: Any, spec: DataSpec, names: tuple[str, ...], seed: int)
             _as_split(part, f"{where}: {name}")
             for part, name in zip(result, ("train", "validation", "test") if len(result) == 3 else ("train", "test"), strict=True)
         ]
-        return complete(parts[0], parts[1] if len(parts) == 3 else None, parts[-1], seed)
+        return complete(parts[0], parts[1] if len(parts) == 3 else None, parts[-1], seed, where)
     raise DataError(
         f"returned {type(result).__name__}",
         where=where,

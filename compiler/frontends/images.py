@@ -99,7 +99,7 @@ def read_images(spec: DataSpec, seed: int) -> Data:
     shapes = {split.inputs[0].shape[1:3] for split in splits.values()}
     if len(shapes) > 1:
         raise DataError(f"images have different sizes: {sorted(shapes)}", where=shown(path), hint="give [data] size")
-    return complete(splits["train"], splits.get("val"), splits.get("test"), seed)
+    return complete(splits["train"], splits.get("val"), splits.get("test"), seed, shown(path))
 
 
 @contextmanager

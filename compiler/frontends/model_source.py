@@ -16,6 +16,7 @@ from edgesmith.compiler.frontends.huggingface import read_folder
 from edgesmith.compiler.frontends.user_code import Running, blame, call
 from edgesmith.compiler.frontends.weights import check_finite, load_weights
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.quiet import quiet
 from edgesmith.compiler.suggest import did_you_mean
 from edgesmith.compiler.toml_places import shown
 
@@ -37,7 +38,9 @@ def load_model(spec: ModelSpec) -> Model:
         model = _from_function(spec)
     else:
         module, inputs = read_folder(path)
-        model = only_logits(Model.from_module(module, _examples(module, spec.inputs or inputs, shown(path))))
+        examples = _examples(module, spec.inputs or inputs, shown(path))
+        with quiet():
+            model = only_logits(Model.from_module(module, examples))
     check_finite(model.graph.state_dict().items(), shown(spec.weights or path))
     return model
 
@@ -60,7 +63,7 @@ def _from_function(spec: ModelSpec) -> Model:
     given = _given(inputs, shown(spec.source.path)) if inputs is not None and not spec.inputs else None
     examples = given or _examples(module, spec.inputs, shown(spec.source.path))
     try:
-        with Running(spec.source.path, CaptureError):
+        with Running(spec.source.path, CaptureError), quiet():
             return Model.from_module(module, examples)
     except CaptureError as error:
         if error.where or error.__cause__ is None:

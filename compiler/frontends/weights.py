@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        why = "it holds pickled objects, which could execute code" if "Unsupported" in str(error) or "GLOBAL" in str(error) else "it is not a torch file"
+        foreign = not zipfile.is_zipfile(path) and "Unsupported operand" in str(error)
+        why = "it is not a torch file" if foreign else "it holds pickled objects, which could execute code"
         raise SourceError(
             "refused", where=shown(path), why=why, hint="save the state dict alone: safetensors.torch.save_file(module.state_dict(), ...)"
         ) from error
