@@ -126,10 +126,11 @@ def _removed(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _fold(graph: fx.GraphModule) -> int:
     """Replace the results of constant subgraphs that others read; how many."""
     constant = _constants(graph)
-    values: dict[fx.Node, Any] = {}
+    results = [n for n in constant if n.op == "call_function" and any(user not in constant for user in n.users)]
+    values = _evaluated(graph, constant, results)
     count = 0
-    for node in [n for n in constant if n.op == "call_function" and any(user not in constant for user in n.users)]:
-        value = _evaluate(graph, node, values)
+    for node in results:
+        value = values[node]
         if isinstance(value, torch.Tensor) and _worth_storing(graph, node, value, constant):
             _replace_by_tensor(graph, node, value)
             count += 1
@@ -152,24 +153,34 @@ def _is_random(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
-def _evaluate(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """The value of a constant node; ``values`` remembers those of the nodes before it."""
-    if node not in values:
-        if node.op == "get_attr":
-            values[node] = graphs.tensor(graph, str(node.target)).detach()
-        else:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _evaluate(graph, n, values))
-            assert callable(node.target)
-            with torch.no_grad():
+def _evaluated(graph: fx.GraphModule, constant: dict[fx.Node, None], results: list[fx.Node]) -> dict[fx.Node, Any]:
+    """The values of ``results`` and of all that they are computed from."""
+    needed = {ancestor for node in results for ancestor in _ancestors(node)}
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in (n for n in constant if n in needed):
+            if node.op == "get_attr":
+                values[node] = graphs.tensor(graph, str(node.target)).detach()
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+                assert callable(node.target)
                 values[node] = node.target(*args, **kwargs)
-    return values[node]
+    return values
 
 
-def _leaves(node: fx.Node) -> dict[fx.Node, None]:
-    """The ``get_attr`` nodes that a constant node is computed from."""
-    if node.op == "get_attr":
-        return {node: None}
-    return {leaf: None for argument in node.all_input_nodes for leaf in _leaves(argument)}
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """``node`` and everything that it is computed from."""
+    found, queue = {node}, [node]
+    while queue:
+        fresh = set(queue.pop().all_input_nodes) - found
+        found |= fresh
+        queue += fresh
+    return found
+
+
+def _leaves(node: fx.Node) -> list[fx.Node]:
+    """The ``get_attr`` nodes that a constant node is computed from, in order."""
+    return sorted(n for n in _ancestors(node) if n.op == "get_attr")
 
 
 def _worth_storing(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor, constant: dict[fx.Node, None]) -> bool:
