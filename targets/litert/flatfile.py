@@ -37,11 +37,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Op:
-    """One operator of the main graph, by the runtime's own name (``FULLY_CONNECTED``). Absent optional inputs are left out."""
+    """One operator of the main graph, by the runtime's own name (``FULLY_CONNECTED``). Absent optional inputs are left out.
+
+    ``fused``: an activation function is built into it.
+    """
 
     kind: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    fused: bool
 
 
 class FlatFile:
@@ -50,6 +54,7 @@ class FlatFile:
     def __init__(self, content: bytes) -> None:
         from ai_edge_litert.tools import flatbuffer_utils
 
+        self.content = content
         self._utils = flatbuffer_utils
         self._model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
         self._graph = self._model.subgraphs[0]
@@ -67,6 +72,7 @@ class FlatFile:
                 self._utils.opcode_to_name(self._model, op.opcodeIndex),
                 tuple(self.tensors[i] for i in op.inputs if i >= 0),
                 tuple(self.tensors[i] for i in op.outputs),
+                bool(getattr(op.builtinOptions, "fusedActivationFunction", 0)),
             )
             for op in self._graph.operators
         )
