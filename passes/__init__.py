@@ -1,7 +1,9 @@
 """The stages. ``BUILTIN`` is the table of passes: name -> import path."""
 
 BUILTIN: dict[str, str] = {
+    "recover": "edgesmith.passes.train.recover:Recover",
     "fold-batch-norm": "edgesmith.passes.graph.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "edgesmith.passes.graph.fold_constants:FoldConstants",
+    "prune": "edgesmith.passes.prune.prune:Prune",
     "quantize": "edgesmith.passes.quantize.quantize:Quantize",
 }

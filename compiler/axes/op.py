@@ -268,7 +268,10 @@ def _scaled(node: fx.Node, value: fx.Node, old: int, new: int) -> fx.Node:
     """``value`` (a multiple of ``old / BATCH``) rescaled for a dimension that goes from ``old`` to ``new`` units."""
     with node.graph.inserting_before(node):
         per_sample = node.graph.call_function(operator.floordiv, (value, old // graphs.BATCH))
-        return node.graph.call_function(operator.mul, (per_sample, new // graphs.BATCH))
+        result = node.graph.call_function(operator.mul, (per_sample, new // graphs.BATCH))
+    for made in (per_sample, result):
+        made.meta["source"] = node.meta.get("source", "")
+    return result
 
 
 def _permuted(node: fx.Node, order: list[int] | None) -> list[int]:

@@ -1,0 +1,1 @@
+"""Structured pruning: how much each unit matters, which units go, and the pass."""
