@@ -1,0 +1,31 @@
+"""Checks that every pass which trains shares."""
+
+from __future__ import annotations
+
+from edgesmith.compiler.diagnostics import Diagnostic, Severity
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.suggest import did_you_mean
+from edgesmith.passes.train.losses import LOSSES
+
+
+def check_training_options(epochs: int, lr: float, batch_size: int, loss: str, label_weight: float) -> None:
+    """Refuse what cannot be trained with.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr={lr} must be greater than 0 and finite")
+    if not 0 <= label_weight < float("inf"):
+        raise ValueError(f"label_weight={label_weight} must be at least 0 and finite")
+    if loss not in LOSSES:
+        raise ValueError(f"there is no loss {loss!r}; {did_you_mean(loss, LOSSES)}")
+
+
+def refuse_quantized(who: str, model: Model) -> tuple[Diagnostic, ...]:
+    """An ERROR where ``model`` is quantized: its grids would not fit weights that move."""
+    if model.quant is None:
+        return ()
+    return (Diagnostic(Severity.ERROR, f"{who}.quantized", "", f"{who} trains, and the model is already quantized", f"put {who} before quantize"),)
