@@ -43,7 +43,8 @@ class WeightGrid:
     """Symmetric int8 grid of a weight: ``real = scale[c] * q``, q in [-127, 127], one scale per index of ``axis``.
 
     The weight in the graph already lies on this grid and every channel that is not all zero has an element at
-    +-127 steps, so that a min-max quantizer of any toolchain recovers exactly these integers.
+    +-127 steps, so that a min-max quantizer of any toolchain recovers exactly these integers. The exception: channels of static operators
+    whose weights all but vanish beside their bias have fewer steps in use, so that the bias stays within 2^30 steps.
     """
 
     scales: tuple[float, ...]

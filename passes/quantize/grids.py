@@ -13,10 +13,11 @@ from edgesmith.passes.quantize import operators as ops
 
 @dataclass(frozen=True)
 class GridGroup:
-    """Tensors on one grid. ``watched``: those whose values together are all the values of ``members`` that a runtime has to represent."""
+    """Tensors on one grid. ``watched``: those whose values together are all that a runtime has to represent; none where the range is ``fixed``."""
 
     members: tuple[fx.Node, ...]
     watched: tuple[fx.Node, ...]
+    fixed: tuple[float, float] | None = None
 
 
 def grid_groups(schemes: Mapping[fx.Node, Scheme]) -> tuple[GridGroup, ...]:
@@ -38,7 +39,13 @@ def grid_groups(schemes: Mapping[fx.Node, Scheme]) -> tuple[GridGroup, ...]:
     groups: dict[fx.Node, list[fx.Node]] = {}
     for member in sorted(parent):
         groups.setdefault(_root(parent, member), []).append(member)
-    return tuple(GridGroup(tuple(members), tuple(m for m in members if m not in covered)) for members in groups.values())
+    return tuple(_group(members, covered, schemes) for members in groups.values())
+
+
+def _group(members: list[fx.Node], covered: set[fx.Node], schemes: Mapping[fx.Node, Scheme]) -> GridGroup:
+    watched = tuple(m for m in members if m not in covered)
+    fixed = ops.FIXED.get(watched[0].target) if len(watched) == 1 and schemes.get(watched[0]) is Scheme.STATIC else None
+    return GridGroup(tuple(members), () if fixed else watched, fixed)
 
 
 def _root(parent: Mapping[fx.Node, fx.Node], node: fx.Node) -> fx.Node:

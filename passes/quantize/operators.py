@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import fx
 
@@ -55,6 +58,9 @@ UNARY: frozenset[object] = CLAMPS | frozenset(
     }
 )
 """Functions of one tensor with a grid of their own; between two static operators they lose nothing by being static too."""
+
+FIXED: Mapping[object, tuple[float, float]] = MappingProxyType({aten.sigmoid.default: (0.0, 255 / 256), aten.tanh.default: (-1.0, 127 / 128)})
+"""Functions whose results get one grid whatever their values, because a runtime knows no other (TensorFlow Lite 8-bit quantization specification)."""
 
 SUMS: frozenset[object] = frozenset({aten.add.Tensor, aten.sub.Tensor})
 PRODUCTS: frozenset[object] = frozenset({aten.mul.Tensor})

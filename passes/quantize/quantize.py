@@ -18,7 +18,7 @@ from edgesmith.kernels.ranges import SEARCHES, Histogram
 from edgesmith.passes.quantize.calibrate import calibration_batches, histograms
 from edgesmith.passes.quantize.grids import grid_groups
 from edgesmith.passes.quantize.schemes import assign, candidates
-from edgesmith.passes.quantize.weights import put_on_grid
+from edgesmith.passes.quantize.weights import put_on_grid, widened
 
 SCHEMES = ("auto", "dynamic", "static")
 
@@ -74,6 +74,7 @@ class Quantize(Pass):
             return PassResult(model, False, (*remarks, nothing))
         weights = put_on_grid(graph, found)
         activations = self._ranges(model, graph, schemes, ctx)
+        weights |= widened(graph, found, weights, activations)
         plan = QuantPlan({node.name: scheme for node, scheme in schemes.items()}, activations, weights)
         return PassResult(model.with_graph(graph, quant=plan), True, remarks)
 
@@ -92,6 +93,7 @@ class Quantize(Pass):
             merged = Histogram()
             for node in group.watched:
                 merged.merge(seen[node])
-            low, high = ends(activation_grid(*SEARCHES[self.ranges](merged)))
-            result.update({node.name: TensorRange(low, high, self.ranges) for node in group.members})
+            low, high = group.fixed or ends(activation_grid(*SEARCHES[self.ranges](merged)))
+            found = TensorRange(low, high, "fixed" if group.fixed else self.ranges)
+            result.update({node.name: found for node in group.members})
         return result
