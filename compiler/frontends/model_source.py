@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgesmith.compiler.blame import line_below
 from edgesmith.compiler.buildfile import InputSpec, ModelSpec
 from edgesmith.compiler.errors import CaptureError, SourceError, UnsupportedError
 from edgesmith.compiler.frontends.huggingface import read_folder
-from edgesmith.compiler.frontends.user_code import Running, blame, call
+from edgesmith.compiler.frontends.user_code import Running, call
 from edgesmith.compiler.frontends.weights import check_finite, load_weights
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.quiet import quiet
@@ -68,7 +69,7 @@ def _from_function(spec: ModelSpec) -> Model:
     except CaptureError as error:
         if error.where or error.__cause__ is None:
             raise
-        line = blame(error.__cause__, spec.source.path.resolve().parent)
+        line = line_below(error.__cause__, spec.source.path.resolve().parent)
         raise CaptureError(error.what, where=line, why=error.why, hint=error.hint) from error
 
 

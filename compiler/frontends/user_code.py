@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import inspect
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+from edgesmith.compiler.blame import describe, line_below
 from edgesmith.compiler.buildfile import Source
 from edgesmith.compiler.errors import EdgesmithError, SourceError, UserError
 from edgesmith.compiler.spec import load_file
 from edgesmith.compiler.suggest import did_you_mean
 from edgesmith.compiler.toml_places import shown
-
-_OURS = Path(__file__).resolve().parents[1]
 
 
 def call(source: Source, error: type[UserError] = SourceError) -> Any:
@@ -74,7 +72,7 @@ class Running:
         sys.path.remove(str(self._file.parent))
         if isinstance(raised, EdgesmithError) or not isinstance(raised, (Exception, SystemExit)):
             return
-        raise self._error(describe(raised), where=blame(raised, self._file.parent) or shown(self._file), hint=_hint(raised)) from raised
+        raise self._error(describe(raised), where=line_below(raised, self._file.parent) or shown(self._file), hint=_hint(raised)) from raised
 
 
 _imported_from: set[Path] = set()
@@ -87,37 +85,6 @@ def _is_namesake(module: ModuleType, name: str, folder: Path) -> bool:
         return False
     home = Path(file).parent
     return home != folder and home in _imported_from and (folder / f"{name}.py").is_file()
-
-
-def describe(error: BaseException) -> str:
-    """The type and the first line of an exception."""
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg}"
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
-
-
-def blame(error: BaseException, folder: Path) -> str:
-    """``net.py:12`` (in ``function()``): the innermost line of a file below ``folder`` that ``error`` passed; empty if it passed none."""
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_relative_to(folder):
-        return f"{shown(Path(error.filename))}:{error.lineno}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        if file.is_relative_to(folder) and "site-packages" not in file.parts and not file.resolve().is_relative_to(_OURS):
-            inside = "" if frame.name == "<module>" else f" in {frame.name}()"
-            return f"{shown(file)}:{frame.lineno}{inside}"
-    return ""
-
-
-def is_users_fault(error: BaseException, folder: Path) -> bool:
-    """Whether, of the user's lines and edgesmith's that ``error`` passed, the innermost is the user's."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename).resolve()
-        if file.is_relative_to(_OURS):
-            return False
-        if file.is_relative_to(folder) and "site-packages" not in file.parts:
-            return True
-    return False
 
 
 def _hint(error: BaseException) -> str:

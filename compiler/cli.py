@@ -1,0 +1,175 @@
+"""The command ``edgesmith``. It parses, calls and prints; everything heavy is imported inside a command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from edgesmith.compiler.border import BROKEN_PIPE, INTERRUPTED, guarded
+
+DEFAULT_FILE = "edgesmith.toml"
+_FILE = click.argument("file", default=DEFAULT_FILE, type=click.Path(path_type=Path))
+_TARGETS = click.option("--target", "targets", metavar="NAME", multiple=True, help="Build this target only; may be repeated.")
+_SET = click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the build file: budget.latency_ms=5, target.litert.threads=2."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def main() -> NoReturn:
+    """The entry point: ``sys.argv`` in, an exit code out."""
+    arguments = sys.argv[1:]
+    sys.exit(guarded(lambda: run(arguments), arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of the command that ``arguments`` spell; errors are raised, those of usage told."""
+    try:
+        result = cli.main(args=arguments, prog_name="edgesmith", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return INTERRUPTED
+    except SystemExit:  # click ends a closed pipe with 1, which means "missed" here
+        return BROKEN_PIPE
+    return result if isinstance(result, int) else 0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgesmith")
+def cli() -> None:
+    """Compile a fine-tuned PyTorch model and a budget into measured .onnx, .tflite and .pte files.
+
+    Exit codes: 0 the budget is met, 1 missed, 2 something for you to put right, 3 not decided, 70 a defect of edgesmith.
+    """
+
+
+@cli.command()
+@_FILE
+@_TARGETS
+@click.option("--out", default="out", show_default=True, type=click.Path(path_type=Path), help="Folder for artifacts, report and cache.")
+@_SET
+@_JSON
+def build(file: Path, targets: tuple[str, ...], out: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Build what FILE describes, and judge it.
+
+    FILE is edgesmith.toml if not given. The model is compressed, lowered for every target, measured and judged against its budget.
+    """
+    from edgesmith.compiler.build import build as build_all
+    from edgesmith.compiler.progress import progress
+
+    with progress() as shown:
+        report = build_all(file, out=out, targets=targets, overrides=overrides, progress=shown)
+    click.echo(report.to_json()) if as_json else report.show()
+    return report.exit_code
+
+
+@cli.command()
+@_FILE
+@_TARGETS
+@_SET
+def check(file: Path, targets: tuple[str, ...], overrides: tuple[str, ...]) -> int:
+    """Refuse what can be refused without training."""
+    from edgesmith.compiler.build import check as check_all
+    from edgesmith.compiler.diagnostics import errors
+
+    remarks = check_all(file, targets=targets, overrides=overrides)
+    for remark in remarks:
+        click.echo(str(remark), err=True)
+    refused = len(errors(remarks))
+    click.echo(f"{file}: {f'{refused} refusals' if refused else 'nothing speaks against building it'}")
+    return 2 if refused else 0
+
+
+@cli.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads that the runtime may use.")
+@click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="Limit of the 90th percentile of one call.")
+@click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="Limit of what the model adds to its process.")
+@_JSON
+def profile(artifact: Path, threads: int, latency_ms: float | None, memory_mb: float | None, as_json: bool) -> int:
+    """Measure ARTIFACT (.onnx, .tflite, .pte).
+
+    It runs in fresh processes; with limits, the exit code is the verdict.
+    """
+    from edgesmith.compiler import listing
+    from edgesmith.compiler.budget import EXIT_CODES, Budget, overall
+    from edgesmith.compiler.profile.protocol import measure
+    from edgesmith.compiler.profile.verdicts import judge
+
+    budget = Budget(latency_ms=latency_ms, memory_mb=memory_mb)
+    measured = measure(artifact, threads=threads, budget=budget)
+    findings = judge(budget, measured, artifact.stat().st_size)
+    if as_json:
+        _echo_json(listing.profile_data(artifact, measured, findings))
+    else:
+        listing.show((str(artifact), "measured", "95 % interval"), listing.profile_rows(measured))
+        for finding in findings:
+            click.echo(f"{finding.verdict.name}: {finding.message}")
+    return EXIT_CODES[overall(finding.verdict for finding in findings)]
+
+
+@cli.command()
+def passes() -> None:
+    """List the passes, with their options."""
+    from edgesmith.compiler import listing
+
+    listing.show(("pass", "numbers", "options and defaults", "what it does"), listing.passes())
+
+
+@cli.command()
+def targets() -> None:
+    """List the targets and their runtimes."""
+    from edgesmith.compiler import listing
+
+    listing.show(("target", "file", "runtime", "integers"), listing.targets())
+
+
+@cli.command()
+def devices() -> None:
+    """List the devices to measure on."""
+    from edgesmith.compiler import listing
+
+    listing.show(("device", "what", "about"), listing.devices())
+
+
+@cli.command()
+def doctor() -> int:
+    """Say what is installed, conflicts, is missing.
+
+    The exit code is 2 if something needed is broken.
+    """
+    from edgesmith.compiler import listing
+    from edgesmith.compiler.doctor import examine
+
+    found = examine()
+    listing.show(("needs", "extra", "wanted", "installed", "status"), listing.health(found))
+    click.echo("\n".join(listing.advice(found)))
+    return 2 if found.broken else 0
+
+
+@cli.command()
+@click.argument("file", default=DEFAULT_FILE, type=click.Path(path_type=Path))
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the build file, for editors, and write nothing.")
+def init(file: Path, schema: bool) -> None:
+    """Write a commented build file.
+
+    FILE is edgesmith.toml if not given, and must not be there yet.
+    """
+    if schema:
+        from edgesmith.compiler.schema import json_schema
+
+        _echo_json(json_schema())
+        return
+    from edgesmith.compiler.initfile import write_build_file
+
+    click.echo(f"wrote {write_build_file(file)}")
+
+
+def _echo_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2))

@@ -1,0 +1,137 @@
+"""What there is to choose from, and how a machine or an artifact is doing, as tables for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgesmith.compiler.budget import Finding
+    from edgesmith.compiler.doctor import Health
+    from edgesmith.compiler.profile.types import Profile
+
+Rows = list[tuple[str, ...]]
+PERCENTILES = (50, 90, 99)
+
+
+def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table to standard output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(file=sys.stdout)
+    console.width = max(console.width, 100)
+    console.print(table)
+
+
+def passes() -> Rows:
+    """Name with options, what it keeps of the numbers, what it does."""
+    from edgesmith.compiler import registry
+
+    found: Rows = []
+    for name in registry.pass_names():
+        step = registry.pass_class(name)
+        fields = (f"{f.name}={_default(f)}" for f in dataclasses.fields(step))  # type: ignore[arg-type]
+        options = ", ".join(fields)
+        found.append((name, step.numerics.value, options, _first_line(step)))
+    return found
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return "..." if value is dataclasses.MISSING else f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value).lower()
+
+
+def _first_line(thing: object) -> str:
+    return (getattr(thing, "__doc__", None) or "").strip().split("\n", 1)[0].replace("``", "")
+
+
+def targets() -> Rows:
+    """Name, suffix of its files, version of its runtime, or the extra that brings it."""
+    from edgesmith.compiler import registry
+
+    found: Rows = []
+    for name in registry.target_names():
+        target = registry.target(name)
+        schemes = ", ".join(sorted(scheme.value for scheme in target.schemes))
+        found.append((name, target.suffix, _installed(target.distribution) or f"not installed: pip install 'edgesmith[{target.extra}]'", schemes))
+    return found
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return f"{distribution} {importlib.metadata.version(distribution)}"
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def devices() -> Rows:
+    """Name, what it is, and what is known of it."""
+    from edgesmith.compiler.profile.devices import devices as known
+    from edgesmith.compiler.profile.devices import environment
+
+    machine = environment()
+    about = f"{machine['cpu']}, {machine['cores']} cores, {machine['cpu_features'] or 'no vector instructions known'}"
+    return [(device.name, device.summary, about if device.name == "host" else "") for device in known().values()]
+
+
+def health(found: Health) -> Rows:
+    """Requirement, extra, what is wanted, what is installed, status; what conflicts further down comes last."""
+    rows: Rows = [(f.name, f.extra or "always", f.wanted, f.installed or "-", f.status) for f in found.direct]
+    rows += [(f"{f.name} (for {f.by})", f.extra or "always", f.wanted, f.installed or "-", f.status) for f in found.indirect]
+    return rows
+
+
+def advice(found: Health) -> list[str]:
+    """What to do about it, one line each; and the machine."""
+    lines = [f"{key}: {value or 'none'}" for key, value in found.machine.items()]
+    if not found.installed:
+        lines.append("edgesmith itself is not installed, so that its requirements are not known: pip install edgesmith")
+    lines += [f"missing: {extra}: pip install 'edgesmith[{extra}]'" for extra in found.missing_extras]
+    lines += [f"broken: {f.by} needs {f.name}{f.wanted}, installed is {f.installed or 'none'}" for f in found.broken]
+    return lines
+
+
+def profile_data(artifact: Path, profile: Profile, findings: Sequence[Finding]) -> dict[str, Any]:
+    """A measurement as plain data, its keys as in ``report.json``."""
+    latency = {f"p{p}": profile.latency_ms(p).value for p in PERCENTILES}
+    p90 = profile.latency_ms(90)
+    return {
+        "artifact": {"path": str(artifact), "size_bytes": artifact.stat().st_size},
+        "device": profile.device,
+        "threads": profile.threads,
+        "runtime_version": profile.runtime_version,
+        "latency_ms": {**latency, "ci_low": p90.low, "ci_high": p90.high, "samples": len(profile.samples_ns)},
+        "memory_mb": {
+            "peak_rss": None if profile.peak_rss_bytes is None else profile.peak_rss_bytes / 1e6,
+            "model": None if profile.model_rss_bytes is None else profile.model_rss_bytes.value / 1e6,
+        },
+        "load_ms": profile.load_ms,
+        "environment": dict(profile.environment),
+        "findings": [{**dataclasses.asdict(f), "verdict": f.verdict.value} for f in findings],
+    }
+
+
+def profile_rows(profile: Profile) -> Rows:
+    """Quantity, value, 95 % interval."""
+    rows: Rows = []
+    for percentile in PERCENTILES:
+        found = profile.latency_ms(percentile)
+        rows.append((f"latency p{percentile}", f"{found.value:.3f} ms", f"{found.low:.3f} to {found.high:.3f}"))
+    rows.append(("load", f"{profile.load_ms:.1f} ms", ""))
+    if profile.model_rss_bytes is not None:
+        memory = profile.model_rss_bytes
+        rows.append(("memory of the model", f"{memory.value / 1e6:.1f} MB", f"{memory.low / 1e6:.1f} to {memory.high / 1e6:.1f}"))
+    if profile.peak_rss_bytes is not None:
+        rows.append(("peak memory of the process", f"{profile.peak_rss_bytes / 1e6:.1f} MB", ""))
+    rows.append(("runtime", profile.runtime_version, f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"))
+    return rows
