@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import operator
 from pathlib import Path
 
 import torch
 from torch import fx, nn
 
-from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.errors import MissingExtraError, UnsupportedError
 from edgesmith.compiler.files import written_whole
 from edgesmith.compiler.fingerprint import file_hash
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.quiet import quiet
 from edgesmith.compiler.target import Artifact
-from edgesmith.compiler.weighted import LINEARS
 from edgesmith.targets.litert import flatfile
+from edgesmith.targets.litert.barriers import guarded
 from edgesmith.targets.litert.legalise import legalised
 from edgesmith.targets.litert.support import unsupported
 
@@ -71,33 +68,12 @@ def converted(model: Model) -> bytes:
         from litert_converter.mlir import ir  # type: ignore[import-untyped]
 
         try:
-            edge = litert_torch.convert(_Plain(_guarded(model)), model.example_inputs(1), enable_x64=wide)
+            edge = litert_torch.convert(_Plain(guarded(model)), model.example_inputs(1), enable_x64=wide)
             content = edge.model_content()
         except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, ir.MLIRError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UnsupportedError("litert-torch does not convert this model", why=lines[0]) from error
     return flatfile.with_names(content, [s.name for s in model.inputs], [s.name for s in model.outputs])
-
-
-def _guarded(model: Model) -> fx.GraphModule:
-    """The graph, with a barrier before every matrix product that the plan quantizes.
-
-    Without it the converter multiplies the gain of a normalisation into the weight behind it, whose integers are then not the plan's.
-    Needs litert_torch imported, which defines the operator.
-    """
-    if model.quant is None:
-        return model.graph
-    graph = model.edit()
-    for node in list(graphs.operators(graph)):
-        kind = LINEARS.get(node.target)
-        read = kind.argument(node, kind.activation) if kind else None
-        if read is not None and model.quant.scheme(node.name) is not Scheme.FLOAT:
-            with graph.graph.inserting_before(node):
-                # Of one tensor alone the converter makes a barrier that it cannot read back.
-                barrier = graph.graph.call_function(torch.ops.litert_torch.optimization_barrier.default, ([read, read],))
-                node.replace_input_with(read, graph.graph.call_function(operator.getitem, (barrier, 0)))
-    graph.recompile()
-    return graph
 
 
 class _Plain(nn.Module):

@@ -80,14 +80,14 @@ class Correspondence:
         if weighted(node):
             mine = graphs.tensor(self._model.graph, weight_name(node)).detach().numpy()
             written = [op for op in written if _same_elements(mine, weight_of(op))]
-        if not written:
-            return "no operator of the converted file has its weight and its result" if weighted(node) else "the converter made several operators of it"
         for op in written:
             reads = self._reads(node, op)
             if reads is not None:
                 self._free.remove(op)
                 return Match(op, node, reads, self._results(node, op))
-        return "the converter changed what it reads"
+        if not weighted(node):
+            return "the converter made other operators of it"
+        return "the converter changed what it reads" if written else "no operator of the converted file has its weight and its result"
 
     def _reads(self, node: fx.Node, op: Op) -> tuple[tuple[Tensor, fx.Node], ...] | None:
         kind = weighted(node)

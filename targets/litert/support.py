@@ -62,7 +62,7 @@ def _missing(node: fx.Node) -> frozenset[str]:
     at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     if not at:
         return frozenset({str(node.target)})
-    target: Callable[..., Any] = node.target
+    target: Callable[..., Any] = _decompositions().get(node.target, node.target)
 
     def call(*tensors: torch.Tensor) -> Any:
         filled = list(leaves)

@@ -1,0 +1,63 @@
+"""Barriers that keep the converter from folding arithmetic with constants into weights that lie on a grid of the plan.
+
+Unhindered it multiplies the gain of a normalisation into the matrix product behind it, and adds the three of a hard sigmoid to the
+bias of the convolution before it: the operator then has other integers, or another result, than the plan.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.weighted import LINEARS, weighted
+
+_aten = torch.ops.aten
+_ARITHMETIC = frozenset(
+    {
+        _aten.add.Scalar,
+        _aten.add.Tensor,
+        _aten.div.Scalar,
+        _aten.div.Tensor,
+        _aten.hardsigmoid.default,
+        _aten.mul.Scalar,
+        _aten.mul.Tensor,
+        _aten.sub.Scalar,
+        _aten.sub.Tensor,
+    }
+)
+"""What the converter folds into the operator before it when all else that it reads is constant."""
+
+
+def guarded(model: Model) -> fx.GraphModule:
+    """The graph of ``model`` with barriers around what its plan quantizes. Needs litert_torch imported, which defines the operator."""
+    if model.quant is None:
+        return model.graph
+    graph = model.edit()
+    for node in list(graphs.operators(graph)):
+        kind = weighted(node)
+        if kind is None or model.quant.scheme(node.name) is Scheme.FLOAT:
+            continue
+        read = kind.argument(node, kind.activation)
+        if node.target in LINEARS and read is not None:
+            with graph.graph.inserting_before(node):
+                node.replace_input_with(read, _barrier(graph, read))
+        folded = [user for user in node.users if user.target in _ARITHMETIC and all(n is node or n.op == "get_attr" for n in user.all_input_nodes)]
+        if folded:
+            with graph.graph.inserting_after(node):
+                barrier = _barrier(graph, node)
+            for user in folded:
+                user.replace_input_with(node, barrier)
+    graph.recompile()
+    return graph
+
+
+def _barrier(graph: fx.GraphModule, value: fx.Node) -> fx.Node:
+    # Of one tensor alone the converter makes a barrier that it cannot read back.
+    both = graph.graph.call_function(torch.ops.litert_torch.optimization_barrier.default, ([value, value],))
+    with graph.graph.inserting_after(both):
+        return graph.graph.call_function(operator.getitem, (both, 0))
