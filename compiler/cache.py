@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgesmith.compiler.files import write_text
 
 if TYPE_CHECKING:
+    from edgesmith.compiler.buildfile import BuildSpec
     from edgesmith.compiler.instruments import Step
     from edgesmith.compiler.model import Model
     from edgesmith.compiler.passbase import Pass, PassContext, PassResult
@@ -44,6 +46,23 @@ def files_key(path: Path) -> str:
     if path.suffix == ".py":
         return key_of([(p.name, _bytes_key(p)) for p in sorted(path.parent.glob("*.py"))])
     return _bytes_key(path)
+
+
+def build_key(spec: BuildSpec) -> str:
+    """Hash of everything that a build's result depends on, without loading model or data: settings, files, versions."""
+    return key_of(spec, [files_key(path) for path in sorted(set(_paths(spec)))], versions_key())
+
+
+def _paths(spec: BuildSpec) -> Iterator[Path]:
+    yield spec.model.source.path
+    if spec.model.weights:
+        yield spec.model.weights
+    if spec.data:
+        yield spec.data.source.path
+    for text in (spec.accuracy.metric, *spec.passes):
+        file, colon, _ = text.partition(".py:")
+        if colon:
+            yield spec.root / f"{file}.py"
 
 
 def _bytes_key(path: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,13 +18,15 @@ from edgesmith.compiler.functional import functionalize
 from edgesmith.compiler.model import Model, TensorSpec, output_specs
 
 _MAX_BATCH = 4096
+_TRACING_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, torch._dynamo.exc.TorchDynamoException)
+"""What torch.export raises, and what a module's own code raises while it is traced."""
 
 
 def capture(module: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Model:
     """Capture ``module`` in eval mode as one functional graph of ATen operators.
 
-    The batch (first dimension of every input, where all share it) is dynamic if the module allows it, else fixed at
-    that of ``example_inputs``. The module's train or eval mode is left as it was.
+    The batch (first dimension of every input, where all share it) is dynamic if the module allows it, else fixed at 1,
+    which is what a phone runs. The module's train or eval mode is left as it was.
 
     Raises:
         CaptureError: no graph could be made, with torch's reason.
@@ -30,22 +34,27 @@ def capture(module: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Mode
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
-        program, dynamic = _export_widest(module, example_inputs)
+        program, inputs = _export_widest(module, example_inputs)
     finally:
         for m, mode in modes.items():
             m.training = mode
-    return from_program(program, dynamic, example_inputs, _input_names(module, len(example_inputs)))
+    specs = tuple(
+        TensorSpec(name, shape, str(x.dtype).removeprefix("torch."))
+        for name, shape, x in zip(_input_names(module, len(inputs)), inputs, example_inputs, strict=True)
+    )
+    return from_program(program, specs)
 
 
-def _export_widest(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.export.ExportedProgram, bool]:
+def _export_widest(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.export.ExportedProgram, tuple[tuple[int | None, ...], ...]]:
+    """The program with a dynamic batch if there is one, else at one sample, and the shapes of its inputs."""
     batches = {tuple(x.shape)[:1] for x in inputs}
     if len(batches) == 1 and batches != {()}:
         doubled = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
         try:
-            return export_program(module, doubled, dynamic=True), True
+            return export_program(module, doubled, dynamic=True), tuple((None, *x.shape[1:]) for x in inputs)
         except CaptureError:
-            pass  # the module computes with its batch size: fixed then, and Model.inputs says so
-    return export_program(module, inputs, dynamic=False), False
+            inputs = tuple(x[:1] for x in inputs)  # the module computes with its batch size: one sample then, and Model.inputs says so
+    return export_program(module, inputs, dynamic=False), tuple(tuple(x.shape) for x in inputs)
 
 
 def export_program(module: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynamic: bool) -> torch.export.ExportedProgram:
@@ -57,7 +66,7 @@ def export_program(module: nn.Module, inputs: tuple[torch.Tensor, ...], *, dynam
     try:
         with torch.no_grad():
             return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, AssertionError, KeyError, IndexError, torch._dynamo.exc.TorchDynamoException) as error:
+    except _TRACING_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
             f"{type(module).__name__} cannot be captured as one graph",
@@ -72,18 +81,14 @@ def _input_names(module: nn.Module, count: int) -> tuple[str, ...]:
     return tuple(names) if len(names) == count else tuple(f"input_{i}" for i in range(count))
 
 
-def from_program(program: torch.export.ExportedProgram, dynamic: bool, example_inputs: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> Model:
+def from_program(program: torch.export.ExportedProgram, specs: tuple[TensorSpec, ...]) -> Model:
     """The normal form of an exported program: plain calling convention, functional operators, source paths, shapes."""
     raw = program.module(check_guards=False)
     assert isinstance(raw, fx.GraphModule)
-    graph = _plain(raw, names)
-    functionalize(graph, example_inputs)
+    graph = _plain(raw, tuple(s.name for s in specs))
+    functionalize(graph)
     graphs.set_training(graph, False)
     graphs.clean(graph)
-    specs = tuple(
-        TensorSpec(name, (None if dynamic else x.shape[0], *x.shape[1:]) if x.dim() else (), str(x.dtype).removeprefix("torch."))
-        for name, x in zip(names, example_inputs, strict=True)
-    )
     graphs.infer_shapes(graph, tuple(s.shape for s in specs), tuple(s.torch_dtype for s in specs))
     return Model(graph, specs, output_specs(graph, _output_names(program)))
 
@@ -103,65 +108,73 @@ def _key(key: Any) -> str:
 
 def _plain(raw: fx.GraphModule, names: tuple[str, ...]) -> fx.GraphModule:
     """Copy ``raw`` with positional placeholders, wrappers inlined, guards dropped, and tensors under the source's own names."""
-    graph = fx.Graph()
-    root = fx.GraphModule({}, fx.Graph())
-    placeholders = iter(names)
-    mapping: dict[fx.Node, Any] = {}
-    _copy_into(raw, graph, root, mapping, "", lambda: next(placeholders))
-    (output,) = raw.graph.find_nodes(op="output")
-    results = pytree.tree_leaves(fx.map_arg(output.args[0], lambda n: mapping[n]))
+    copier = _Copier(fx.Graph(), fx.GraphModule({}, fx.Graph()))
+    inputs = {node: copier.placeholder(name) for node, name in zip(raw.graph.find_nodes(op="placeholder"), names, strict=True)}
+    results = pytree.tree_leaves(copier.copy(raw, inputs, ""))
     tensors = tuple(r for r in results if isinstance(r, fx.Node))
-    graph.output(tensors[0] if len(tensors) == 1 else tensors).meta["source"] = ""
-    root.graph = graph
-    root.recompile()
-    return root
+    copier.graph.output(tensors[0] if len(tensors) == 1 else tensors).meta["source"] = ""
+    copier.root.graph = copier.graph
+    copier.root.recompile()
+    return copier.root
 
 
-def _copy_into(raw: fx.GraphModule, graph: fx.Graph, root: fx.GraphModule, mapping: dict[fx.Node, Any], path: str, next_name: Any) -> None:
-    for node in raw.graph.nodes:
-        if node.op == "placeholder":
-            if node in mapping:
-                continue
-            mapping[node] = graph.placeholder(next_name())
-            mapping[node].meta["source"] = ""
-        elif node.op == "get_attr":
-            name = str(node.target)
-            value = operator.attrgetter(name)(raw)
-            if isinstance(value, fx.GraphModule):
-                mapping[node] = value
-                continue
-            graphs.add_tensor(root, name, value)
-            mapping[node] = graph.get_attr(name)
-            mapping[node].meta["source"] = name
-        elif node.op == "call_module":
-            continue  # the input guard that torch.export adds
-        elif node.op == "call_function" and "wrap_with" in str(node.target):
-            _inline(node, graph, root, mapping, path)
-        elif node.op == "call_function":
-            mapping[node] = _copied_call(node, graph, mapping, path)
+@dataclass(frozen=True)
+class _Copier:
+    """Copies exported graphs, one inside the other, into ``graph``; their tensors go to ``root``."""
 
+    graph: fx.Graph
+    root: fx.GraphModule
 
-def _copied_call(node: fx.Node, graph: fx.Graph, mapping: dict[fx.Node, Any], path: str) -> Any:
-    args = fx.map_arg(node.args, lambda n: mapping[n])
-    kwargs = fx.map_arg(node.kwargs, lambda n: mapping[n])
-    if node.target is operator.getitem and isinstance(args[0], (tuple, list)):
-        return args[0][args[1]]  # type: ignore[index]
-    new = graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
-    new.meta["source"] = _source(node) or path
-    return new
+    def placeholder(self, name: str) -> fx.Node:
+        node = self.graph.placeholder(name)
+        node.meta["source"] = ""
+        return node
 
+    def copy(self, raw: fx.GraphModule, mapping: dict[fx.Node, Any], path: str) -> Any:
+        """Copy the nodes of ``raw``, whose placeholders are in ``mapping``; what its output becomes."""
+        bodies: dict[fx.Node, fx.GraphModule] = {}
+        for node in raw.graph.nodes:
+            if node.op == "get_attr":
+                value = operator.attrgetter(str(node.target))(raw)
+                if isinstance(value, fx.GraphModule):
+                    bodies[node] = value
+                else:
+                    mapping[node] = self._tensor(str(node.target), value)
+            elif node.op == "call_function" and "wrap_with" in str(node.target):
+                mapping[node] = self._inlined(node, bodies, mapping, path)
+            elif node.op == "call_function":
+                mapping[node] = self._call(node, mapping, path)
+            elif node.op == "output":
+                return fx.map_arg(node.args[0], lambda n: mapping[n])
+        raise CaptureError("the exported graph has no output")
 
-def _inline(node: fx.Node, graph: fx.Graph, root: fx.GraphModule, mapping: dict[fx.Node, Any], path: str) -> None:
-    """Replace a higher-order wrapper (grad mode, autocast) by the body it wraps."""
-    if "autocast" in str(node.target) and True in node.args[1:4]:
-        raise CaptureError("the model switches autocast on inside its forward", where=_source(node), hint="export it in float32")
-    at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and isinstance(mapping[a], fx.GraphModule))
-    body = mapping[node.args[at]]  # type: ignore[index]
-    actual = [mapping[a] if isinstance(a, fx.Node) else a for a in node.args[at + 1 :]]
-    inner: dict[fx.Node, Any] = dict(zip(body.graph.find_nodes(op="placeholder"), actual, strict=True))
-    _copy_into(body, graph, root, inner, _source(node) or path, None)
-    (output,) = body.graph.find_nodes(op="output")
-    mapping[node] = fx.map_arg(output.args[0], lambda n: inner[n])
+    def _tensor(self, name: str, value: torch.Tensor) -> fx.Node:
+        taken = {str(n.target) for n in self.graph.find_nodes(op="get_attr")}
+        unique = next(n for n in itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1))) if n not in taken or graphs.tensor(self.root, n) is value)
+        if unique not in taken:
+            graphs.add_tensor(self.root, unique, value)
+        node = self.graph.get_attr(unique)
+        node.meta["source"] = unique
+        return node
+
+    def _call(self, node: fx.Node, mapping: dict[fx.Node, Any], path: str) -> Any:
+        args = fx.map_arg(node.args, lambda n: mapping[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: mapping[n])
+        if node.target is operator.getitem and isinstance(args[0], (tuple, list)):
+            return args[0][args[1]]  # type: ignore[index]
+        new = self.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+        new.meta["source"] = _source(node) or path
+        return new
+
+    def _inlined(self, node: fx.Node, bodies: dict[fx.Node, fx.GraphModule], mapping: dict[fx.Node, Any], path: str) -> Any:
+        """The body of a higher-order wrapper (grad mode, autocast) in its place."""
+        if "autocast" in str(node.target) and True in node.args[1:4]:
+            raise CaptureError("the model switches autocast on inside its forward", where=_source(node), hint="export it in float32")
+        at = next(i for i, a in enumerate(node.args) if a in bodies)
+        body = bodies[node.args[at]]  # type: ignore[index]
+        actual = fx.map_arg(node.args[at + 1 :], lambda n: mapping[n])
+        inner = dict(zip(body.graph.find_nodes(op="placeholder"), actual, strict=True))  # type: ignore[arg-type]
+        return self.copy(body, inner, _source(node) or path)
 
 
 def _source(node: fx.Node) -> str:

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 _VIEWS_ARE_FRESH = {aten.lift_fresh_copy.default, aten.clone.default, aten.contiguous.default}
 
 
-def functionalize(graph: fx.GraphModule, example_inputs: tuple[torch.Tensor, ...]) -> None:
+def functionalize(graph: fx.GraphModule) -> None:
     """Rewrite ``graph`` in place so that no operator writes to its arguments.
 
     Subgraphs that depend on no input and contain a write (masks filled slice by slice) are evaluated. A write to a whole
@@ -61,9 +61,9 @@ def _aliases(node: fx.Node) -> set[fx.Node]:
 def _fold_written_constants(graph: fx.GraphModule) -> None:
     constant: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        if node.op == "get_attr" and not graphs.tensor(graph, str(node.target)).requires_grad:
-            constant.add(node)
-        elif node.op == "call_function" and all(n in constant for n in node.all_input_nodes) and not _is_random(node):
+        stored = node.op == "get_attr" and not graphs.tensor(graph, str(node.target)).requires_grad
+        computed = node.op == "call_function" and all(n in constant for n in node.all_input_nodes) and not _is_random(node)
+        if stored or computed:
             constant.add(node)
     touched: set[fx.Node] = set()
     for node in graph.graph.nodes:
@@ -123,7 +123,7 @@ def _replace_write(graph: fx.GraphModule, node: fx.Node) -> None:
         raise CaptureError(f"{overload} writes in place and has no functional form", where=graphs.source(node), hint="write it without in-place operators")
     order = {n: i for i, n in enumerate(graph.graph.nodes)}
     later = {a for a in _aliases(written) - {node, written} if any(order[u] > order[node] for u in a.users if u is not node) and not _comes_from(a, node)}
-    if later or written.op in {"placeholder", "get_attr"} and len(written.users) > 1:
+    if later or (written.op in {"placeholder", "get_attr"} and len(written.users) > 1):
         raise CaptureError(f"{overload} writes through a view that is read again", where=graphs.source(node), hint="write it without in-place operators")
     with graph.graph.inserting_before(node):
         new = graph.graph.call_function(twin, node.args, node.kwargs)

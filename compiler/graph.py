@@ -80,7 +80,8 @@ def copied(graph: fx.GraphModule, *, tensors: bool = False) -> fx.GraphModule:
             value = memo[id(value)]
         add_tensor(result, name, value)
     new_graph = fx.Graph()
-    output = new_graph.graph_copy(graph.graph, (mapping := {}))
+    mapping: dict[fx.Node, fx.Node] = {}
+    output = new_graph.graph_copy(graph.graph, mapping)
     old_output = next(iter(graph.graph.find_nodes(op="output")))
     new_graph.output(output).meta = dict(old_output.meta)
     for old, new in mapping.items():

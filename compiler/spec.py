@@ -30,7 +30,7 @@ def parse_pass(text: str, folder: Path | None = None) -> Pass:
     if match is None:
         raise SpecError("not a pass specification", where=repr(text), hint="write name or name{option=value,...}")
     cls = _class(match["name"], folder)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     options: dict[str, Any] = {}
     for part in split_top(match["options"] or ""):
@@ -49,7 +49,7 @@ def parse_pass(text: str, folder: Path | None = None) -> Pass:
 def format_pass(step: Pass) -> str:
     """The shortest text that ``parse_pass`` reads as ``step``: options at their defaults are left out."""
     options = []
-    for field in dataclasses.fields(step):
+    for field in dataclasses.fields(step):  # type: ignore[arg-type]
         value = getattr(step, field.name)
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         if value != default:

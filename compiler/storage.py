@@ -67,31 +67,29 @@ def load(path: Path) -> Model:
     except (RuntimeError, ValueError, KeyError, AssertionError, TypeError) as error:
         raise SourceError("torch cannot read this archive", where=str(path), why=str(error).splitlines()[0]) from error
     description = json.loads(extra[_EXTRA]) if extra[_EXTRA] else None
-    examples, dynamic = _inputs(program, path)
-    names = tuple(s["name"] for s in description["inputs"]) if description else _names(program)
-    model = from_program(program, dynamic, examples, names)
+    specs = _inputs(program, path)
+    if description:
+        specs = tuple(TensorSpec(given["name"], s.shape, s.dtype) for given, s in zip(description["inputs"], specs, strict=True))
+    model = from_program(program, specs)
     return _described(model, description, path) if description else model
 
 
-def _names(program: torch.export.ExportedProgram) -> tuple[str, ...]:
-    return tuple(program.graph_signature.user_inputs)  # type: ignore[arg-type]
-
-
-def _inputs(program: torch.export.ExportedProgram, path: Path) -> tuple[tuple[torch.Tensor, ...], bool]:
+def _inputs(program: torch.export.ExportedProgram, path: Path) -> tuple[TensorSpec, ...]:
     wanted = set(program.graph_signature.user_inputs)
-    dynamic, examples = False, []
+    specs = []
     for node in program.graph.find_nodes(op="placeholder"):
         if node.name not in wanted:
             continue
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor):
             raise SourceError(f"input {node.name!r} is not a tensor", where=str(path))
-        symbolic = [dim for dim, size in enumerate(value.shape) if isinstance(size, torch.SymInt) and not size.node.is_constant()]
+        symbolic = [dim for dim, size in enumerate(value.shape) if not str(size).isdigit()]
         if symbolic not in ([], [0]):
-            raise CaptureError(f"input {node.name!r} has dynamic dimensions {symbolic}", where=str(path), hint="only the first dimension, the batch, may be dynamic")
-        dynamic = dynamic or symbolic == [0]
-        examples.append(torch.zeros([2 if isinstance(size, torch.SymInt) else size for size in value.shape], dtype=value.dtype))
-    return tuple(examples), dynamic
+            what = f"input {node.name!r} has dynamic dimensions {symbolic}"
+            raise CaptureError(what, where=str(path), hint="only the first dimension, the batch, may be dynamic")
+        shape = tuple(None if dim in symbolic else int(size) for dim, size in enumerate(value.shape))
+        specs.append(TensorSpec(node.name, shape, str(value.dtype).removeprefix("torch.")))
+    return tuple(specs)
 
 
 def _inspect(path: Path) -> None:
@@ -108,7 +106,7 @@ def _inspect(path: Path) -> None:
                     _inspect_program(json.loads(archive.read(full)), path)
                 elif name == "data/sample_inputs/model.pt":
                     with archive.open(full) as stream:
-                        torch.load(stream, weights_only=True)  # type: ignore[no-untyped-call]
+                        torch.load(stream, weights_only=True)
     except (zipfile.BadZipFile, EOFError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise SourceError("not a .pt2 archive, or a damaged one", where=str(path), why=str(error), hint="write it with torch.export.save") from error
     except Exception as error:

@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgesmith.compiler.axes.axes import Axes as Axes
-    from edgesmith.compiler.axes.surgery import remove as remove
+    from edgesmith.compiler.axes import Axes as Axes
+    from edgesmith.compiler.axes import remove as remove
     from edgesmith.compiler.budget import AccuracyGoal as AccuracyGoal
     from edgesmith.compiler.budget import Budget as Budget
     from edgesmith.compiler.budget import Finding as Finding
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _HOME = {
     "AccuracyGoal": "compiler.budget",
     "Artifact": "compiler.target",
-    "Axes": "compiler.axes.axes",
+    "Axes": "compiler.axes",
     "Budget": "compiler.budget",
     "Data": "compiler.data",
     "Diagnostic": "compiler.diagnostics",
@@ -60,7 +60,7 @@ _HOME = {
     "Verdict": "compiler.budget",
     "build": "compiler.build",
     "measure": "compiler.profile.protocol",
-    "remove": "compiler.axes.surgery",
+    "remove": "compiler.axes",
     "targets": "compiler.registry",
 }
 

@@ -101,7 +101,7 @@ class FixedBatch(nn.Module):
 
 def test_a_model_that_computes_with_its_batch_is_captured_at_a_fixed_one() -> None:
     model = Model.from_module(FixedBatch(), (torch.randn(2, 4),))
-    assert model.inputs[0].shape == (2, 4)
+    assert model.inputs[0].shape == (1, 4)
     assert not model.dynamic_batch
 
 

@@ -1,0 +1,179 @@
+"""One build in progress: what was read, and the steps that lead to the report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from edgesmith.compiler import registry
+from edgesmith.compiler.accuracy import Accuracy, Metric, Outputs, compare, find_metric, judge_accuracy, model_outputs_of, outputs_of
+from edgesmith.compiler.budget import Budget
+from edgesmith.compiler.buildfile import BuildSpec, TargetSpec
+from edgesmith.compiler.cache import PassCache, files_key
+from edgesmith.compiler.data import Data
+from edgesmith.compiler.diagnostics import Diagnostic
+from edgesmith.compiler.errors import UnsupportedError
+from edgesmith.compiler.files import translated
+from edgesmith.compiler.frontends.data_source import load_data
+from edgesmith.compiler.frontends.model_source import load_model
+from edgesmith.compiler.instruments import fixed_inputs
+from edgesmith.compiler.lowering import Lowering, refuse_unsupported
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.passbase import Cost, Pass, PassContext, PassResult
+from edgesmith.compiler.pipeline import Pipeline
+from edgesmith.compiler.profile.devices import device
+from edgesmith.compiler.profile.protocol import measure
+from edgesmith.compiler.profile.session import open_session
+from edgesmith.compiler.profile.verdicts import judge
+from edgesmith.compiler.progress import Progress
+from edgesmith.compiler.report import ModelReport, Report, TargetReport
+from edgesmith.compiler.spec import format_pass
+from edgesmith.compiler.target import Artifact, Target
+
+PRICE_LIMIT_S = 2.0
+CACHE = "cache"
+
+
+@dataclass(frozen=True)
+class Line:
+    """The teacher, its data, and where results go."""
+
+    spec: BuildSpec
+    folder: Path
+    progress: Progress
+    teacher: Model
+    data: Data | None
+    pipeline: Pipeline
+    targets: tuple[Target, ...]
+
+    @classmethod
+    def of(cls, spec: BuildSpec, folder: Path, progress: Progress) -> Line:
+        """Read everything that ``spec`` names.
+
+        Raises:
+            UserError: something cannot be read, or an unknown pass, target or device is named.
+        """
+        for wanted in spec.targets:
+            device(wanted.device)
+        targets = tuple(registry.target(t.name) for t in spec.targets)
+        pipeline = Pipeline.parse(spec.passes, spec.root)
+        progress.step("reading the model and its data")
+        teacher = load_model(spec.model)
+        data = None if spec.data is None else load_data(spec.data, teacher, spec.seed, classification=spec.accuracy.metric == "top1")
+        return cls(spec, folder, progress, teacher, data, pipeline, targets)
+
+    def remarks(self) -> tuple[Diagnostic, ...]:
+        """What the passes and the targets say of the model before anything is trained."""
+        return (*self.pipeline.check(self.teacher), *(d for target in self.targets for d in target.unsupported(self.teacher)))
+
+    def refuse(self) -> None:
+        """Raise what ``remarks`` refuses.
+
+        Raises:
+            UnsupportedError: a target lacks an operator, or accuracy is to be judged without data.
+        """
+        for target in self.targets:
+            refuse_unsupported(self.teacher, target)
+        goal = self.spec.accuracy
+        if self.data is None and (goal.max_drop is not None or goal.floor is not None):
+            raise UnsupportedError("accuracy cannot be judged without data", where=self.spec.where("accuracy"), hint="add [data]")
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The metric of outputs and labels that the build file names."""
+        return find_metric(self.spec.accuracy.metric)
+
+    def compressed(self) -> Model:
+        """The teacher after every pass; written to ``model.pt2``."""
+        data_key = "" if self.spec.data is None else files_key(self.spec.data.source.path)
+        cache = PassCache(self.folder / CACHE, "|".join([data_key, str(self.spec.data), self.spec.accuracy.metric, str(self.spec.targets)]))
+        scratch = self.folder / CACHE / "scratch"
+        with translated(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+        ctx = PassContext(
+            seed=self.spec.seed,
+            workdir=scratch,
+            data=self.data.for_passes() if self.data else None,
+            evaluate=self._evaluate if self.data else None,
+            cost=self._price,
+            budget=self.spec.targets[0].budget,
+            progress=self.progress.update,
+        )
+        model = self.pipeline.run(self.teacher, ctx, [_Announced(self.progress), cache])
+        model.save(self.folder / "model.pt2")
+        shutil.rmtree(scratch, ignore_errors=True)
+        return model
+
+    def report(self, model: Model, key: str) -> Report:
+        """Every target's artifact of ``model``, measured and judged."""
+        return Report.of(
+            key=key,
+            teacher=ModelReport.of(self.teacher),
+            model=ModelReport.of(model),
+            passes=model.history,
+            targets=tuple(self._target(model, wanted, target) for wanted, target in zip(self.spec.targets, self.targets, strict=True)),
+        )
+
+    def _target(self, model: Model, wanted: TargetSpec, target: Target) -> TargetReport:
+        self.progress.step(f"{target.name}: lowering")
+        artifact = self._kept(self._lowering(model).artifact(model, target), target)
+        samples = None if self.data is None else self.data.test.batch(slice(0, 8))
+        self.progress.step(f"{target.name}: measuring on {wanted.device}")
+        profile = measure(artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, budget=wanted.budget)
+        accuracy = self._accuracy(artifact, target, wanted.threads)
+        findings = (*judge(wanted.budget, profile, artifact.size_bytes, device=wanted.device), *judge_accuracy(self.spec.accuracy, accuracy))
+        return TargetReport.of(target.name, artifact, profile, accuracy, findings)
+
+    def _lowering(self, model: Model) -> Lowering:
+        ctx = PassContext(data=self.data.for_passes() if self.data else None, seed=self.spec.seed)
+        return Lowering(self.folder / CACHE, fixed_inputs(model, ctx, 8))
+
+    def _kept(self, artifact: Artifact, target: Target) -> Artifact:
+        """A copy of a cached artifact in the output folder, in place of the one before."""
+        place = self.folder / f"model{target.suffix}"
+        with translated(place):
+            temporary = place.with_name(f".{place.name}.new")
+            shutil.copyfile(artifact.path, temporary)
+            temporary.replace(place)
+        return replace(artifact, path=place)
+
+    def _accuracy(self, artifact: Artifact, target: Target, threads: int) -> Accuracy | None:
+        if self.data is None:
+            return None
+        self.progress.step(f"{target.name}: scoring {len(self.data.test)} test samples")
+        with open_session(artifact.path, target.runner, threads, extra=target.extra) as session:
+            outputs = outputs_of(session, self.data.test)
+        return compare(self.spec.accuracy.metric, outputs, self._baseline, self.data.test.labels, self.metric)
+
+    @cached_property
+    def _baseline(self) -> Outputs:
+        assert self.data is not None
+        return model_outputs_of(self.teacher, self.data.test)
+
+    def _evaluate(self, model: Model) -> float:
+        assert self.data is not None
+        return self.metric(model_outputs_of(model, self.data.validation), self.data.validation.labels)
+
+    def _price(self, model: Model) -> Cost:
+        """What ``model`` costs on the first target, as it is."""
+        wanted, target = self.spec.targets[0], self.targets[0]
+        artifact = self._lowering(model).artifact(model, target)
+        samples = None if self.data is None else self.data.train.batch(slice(0, 8))
+        budget = Budget(latency_ms=wanted.budget.latency_ms, percentile=wanted.budget.percentile)
+        profile = measure(artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, budget=budget, limit_s=PRICE_LIMIT_S)
+        return Cost(artifact.size_bytes, profile.latency_ms(wanted.budget.percentile).low)
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """Says which pass runs."""
+
+    progress: Progress
+
+    def around(self, step: Pass, model: Model, ctx: PassContext, proceed: Callable[[], PassResult]) -> PassResult:
+        """Announce, then proceed."""
+        self.progress.step(format_pass(step))
+        return proceed()
