@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +25,8 @@ TAIL = 0.025
 RESAMPLES = 500
 BATCH = 256
 
-Outputs = Array | tuple[Array, ...]
-"""An array of N samples; a tuple of them where the model has several outputs."""
+Outputs = tuple[Array, ...]
+"""One array of N samples for each output of the model."""
 Metric = Callable[[Outputs, Array], float]
 """``(outputs, labels) -> score``; higher is better."""
 
@@ -57,20 +57,20 @@ def model_outputs_of(model: Model, split: Split) -> Outputs:
     import torch
 
     size = BATCH if model.dynamic_batch else model.inputs[0].at_batch(1)[0]
-    parts: list[tuple[Array, ...]] = []
+    parts: list[Outputs] = []
     for inputs, _ in split.batches(size):
         found = model(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs))
         parts.append(tuple(output.numpy() for output in (found if isinstance(found, tuple) else (found,))))
     return _joined(parts)
 
 
-def _joined(parts: Sequence[tuple[Array, ...]]) -> Outputs:
-    columns = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-    return columns[0] if len(columns) == 1 else columns
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
-def find_metric(name: str) -> Metric:
-    """``top1``, or the function that ``file.py:function`` names.
+def load_metric(name: str) -> Metric:
+    """``top1``, or the function that ``file.py:function`` names: it is called with the outputs (an array of N samples, a tuple of them where
+    the model has several outputs) and the labels.
 
     Raises:
         UserError: there is no such file or function. What the function raises when called is one too.
@@ -78,19 +78,33 @@ def find_metric(name: str) -> Metric:
     if name == TOP1:
         return top1
     from edgesmith.compiler.buildfile import Source
-    from edgesmith.compiler.frontends.user_code import Running, load_function
+    from edgesmith.compiler.frontends.user_code import load_function
 
     file, _, function_name = name.rpartition(":")
-    function = load_function(Source(Path(file), function_name), DataError)
+    return UserMetric(Path(file), load_function(Source(Path(file), function_name), DataError))
 
-    def called(outputs: Outputs, labels: Array) -> float:
-        with Running(Path(file), DataError):
-            score = float(function(outputs, labels))
-        if not math.isfinite(score):
-            raise DataError(f"the metric gave {score}", where=name, hint="return a finite number; higher is better")
-        return score
 
-    return called
+@dataclass(frozen=True)
+class UserMetric:
+    """A function of the user's ``file``; whatever it raises is a ``DataError`` with its line."""
+
+    file: Path
+    function: Callable[..., float]
+
+    def __call__(self, outputs: Outputs, labels: Array) -> float:
+        """One score."""
+        return self.scores([(outputs, labels)])[0]
+
+    def scores(self, pairs: Iterable[tuple[Outputs, Array]]) -> list[float]:
+        """A score for each of ``pairs``, at the price of guarding one."""
+        from edgesmith.compiler.frontends.user_code import Running
+
+        with Running(self.file, DataError):
+            found = [float(self.function(outputs[0] if len(outputs) == 1 else outputs, labels)) for outputs, labels in pairs]
+        for score in found:
+            if not math.isfinite(score):
+                raise DataError(f"the metric gave {score}", where=str(self.file), hint="return a finite number; higher is better")
+        return found
 
 
 def top1(outputs: Outputs, labels: Array) -> float:
@@ -104,28 +118,27 @@ def top1(outputs: Outputs, labels: Array) -> float:
 
 
 def _hits(outputs: Outputs, labels: Array) -> npt.NDArray[np.bool_]:
-    if isinstance(outputs, tuple) or outputs.ndim != 2 or len(outputs) != len(labels) or labels.ndim != 1:
-        shapes = [array.shape for array in outputs] if isinstance(outputs, tuple) else outputs.shape
+    if len(outputs) != 1 or outputs[0].ndim != 2 or labels.shape != outputs[0].shape[:1]:
         raise DataError(
             "top1 needs one output of class scores, [samples, classes], and one label a sample",
-            why=f"the outputs are {shapes}, the labels {labels.shape}",
+            why=f"the outputs are {[array.shape for array in outputs]}, the labels {labels.shape}",
             hint='give your own function: metric = "file.py:function"',
         )
-    if np.isnan(outputs).any():
+    if np.isnan(outputs[0]).any():
         raise NumericsError("the outputs hold NaN")
-    found: npt.NDArray[np.bool_] = outputs.argmax(axis=1) == labels
+    found: npt.NDArray[np.bool_] = outputs[0].argmax(axis=1) == labels
     return found
 
 
-def compare(name: str, outputs: Outputs, baseline: Outputs, labels: Array, metric: Metric | None = None) -> Accuracy:
-    """The accuracy of ``outputs``, and what it lost against ``baseline`` on the same samples.
+def accuracy_of(name: str, metric: Metric, outputs: Outputs, baseline: Outputs, labels: Array, *, seed: int = 0) -> Accuracy:
+    """The accuracy of ``outputs`` by the metric called ``name``, and what it lost against ``baseline`` on the same samples.
 
-    Samples are paired: what both models get wrong does not widen the interval of the drop. ``top1`` has exact forms, which also
-    hold where hardly any sample differs; a function's intervals come from resampling test samples.
+    Samples are paired: what both models get wrong does not widen the interval of the drop. ``top1`` has closed forms, which also
+    hold where hardly any sample differs; a function's intervals come from resampling test samples, drawn with ``seed``.
     """
     if name == TOP1:
         return _compare_hits(_hits(outputs, labels), _hits(baseline, labels))
-    return _compare_resampled(name, metric or find_metric(name), (outputs, baseline), labels)
+    return _compare_resampled(name, metric, (outputs, baseline), labels, seed)
 
 
 def _compare_hits(hits: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_]) -> Accuracy:
@@ -142,23 +155,19 @@ def _compare_hits(hits: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_]) ->
     return Accuracy(TOP1, Interval(float(hits.mean()), float(ends.low), float(ends.high)), float(before.mean()), drop, count)
 
 
-def _compare_resampled(name: str, metric: Metric, both: tuple[Outputs, Outputs], labels: Array) -> Accuracy:
+def _compare_resampled(name: str, metric: Metric, both: tuple[Outputs, Outputs], labels: Array, seed: int) -> Accuracy:
     """Intervals from the percentiles of a paired bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", 13.3)."""
-    rng = np.random.default_rng(0)
-    value, baseline = (metric(outputs, labels) for outputs in both)
-    scores = np.empty((RESAMPLES, 2))
-    for row in scores:
-        index = rng.integers(0, len(labels), len(labels))
-        row[:] = [metric(_taken(outputs, index), labels[index]) for outputs in both]
+    rng = np.random.default_rng(seed)
+    everything = np.arange(len(labels))
+    draws = (everything, *(rng.integers(0, len(labels), len(labels)) for _ in range(RESAMPLES)))
+    pairs = ((tuple(array[index] for array in outputs), labels[index]) for index in draws for outputs in both)
+    found = metric.scores(pairs) if isinstance(metric, UserMetric) else [metric(*pair) for pair in pairs]
+    (value, baseline), scores = found[:2], np.reshape(found[2:], (RESAMPLES, 2))
     levels = [100 * TAIL, 100 * (1 - TAIL)]
     low, high = np.percentile(scores[:, 0], levels)
     drop_low, drop_high = np.percentile(scores[:, 1] - scores[:, 0], levels)
     drop = Interval(baseline - value, float(drop_low), float(drop_high))
     return Accuracy(name, Interval(value, float(low), float(high)), baseline, drop, len(labels))
-
-
-def _taken(outputs: Outputs, index: npt.NDArray[np.int64]) -> Outputs:
-    return tuple(array[index] for array in outputs) if isinstance(outputs, tuple) else outputs[index]
 
 
 def judge_accuracy(goal: AccuracyGoal, accuracy: Accuracy | None) -> tuple[Finding, ...]:
