@@ -183,7 +183,7 @@ def judge_accuracy(goal: AccuracyGoal, accuracy: Accuracy | None) -> tuple[Findi
 
 def _decidable(finding: Finding, accuracy: Accuracy | None) -> Finding:
     """The finding with how many test samples would decide it: an interval narrows with the root of their number."""
-    message = " ".join(finding.message.split()).replace(" :", ":")
+    message = " ".join(finding.message.split())
     if finding.verdict is Verdict.UNKNOWN and accuracy is not None and finding.measured is not None:
         assert finding.low is not None and finding.high is not None
         distance, half = abs(finding.measured - finding.limit), (finding.high - finding.low) / 2

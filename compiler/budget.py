@@ -66,13 +66,13 @@ def judge_below(budget: str, limit: float, measured: Interval | None, unit: str,
     if measured is None:
         return Finding(budget, Verdict.UNKNOWN, limit, None, None, None, f"{budget} was not measured: {why_unmeasured}")
     if measured.high <= limit:
-        verdict, words = Verdict.MET, "within"
+        verdict, words, by = Verdict.MET, "within", ""
     elif measured.low > limit:
-        verdict, words = Verdict.MISSED, f"over by {measured.value - limit:.4g} {unit}:"
+        verdict, words, by = Verdict.MISSED, "over", f" by {measured.value - limit:.4g} {unit}"
     else:
-        verdict, words = Verdict.UNKNOWN, "too close to call against"
+        verdict, words, by = Verdict.UNKNOWN, "too close to call against", ""
     spread = "" if measured.low == measured.high else f" (95 % interval {measured.low:.4g} to {measured.high:.4g})"
-    message = f"{budget} {measured.value:.4g} {unit}{spread} is {words} the limit of {limit:g} {unit}".replace("  ", " ")
+    message = " ".join(f"{budget} {measured.value:.4g} {unit}{spread} is {words} the limit of {limit:g} {unit}{by}".split())
     return Finding(budget, verdict, limit, measured.value, measured.low, measured.high, message)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.files import file_hash
 from edgesmith.compiler.quantplan import QuantPlan
+
+__all__ = ["file_hash", "fingerprint", "tensor_hash"]
 
 
 def fingerprint(graph: fx.GraphModule, quant: QuantPlan | None) -> str:
@@ -61,9 +63,3 @@ def tensor_hash(value: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
     digest.update(flat.numpy().data)
     return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
