@@ -68,12 +68,13 @@ _MOVES = {
         "roll flip index _unsafe_index index_select gather embedding pixel_shuffle pixel_unshuffle channel_shuffle broadcast_tensors constant_pad_nd pad"
     ).split()
 }
+_SHAPED_LIKE = {aten.expand_as.default, aten.view_as.default, aten.reshape_as.default}
 _WINDOWS = {
     getattr(aten, name)
     for name in (
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d "
         "max_pool2d_with_indices upsample_linear1d upsample_nearest1d upsample_bilinear2d upsample_bicubic2d upsample_nearest2d upsample_nearest3d upsample_trilinear3d "
-        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d topk sort"
+        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col col2im topk sort"
     ).split()
 }
 _PRODUCTS = {
@@ -82,7 +83,6 @@ _PRODUCTS = {
 _ADDENDS = {aten.addmm: 0, aten.baddbmm: 0, aten.linear: 2} | {
     p: 2 for p in (aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.convolution)
 }
-_PER_CHANNEL = {aten.batch_norm.default, aten.instance_norm.default, aten.prelu.default}
 
 
 class MaskedInterpreter(fx.Interpreter):
@@ -105,7 +105,7 @@ class MaskedInterpreter(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         masks = fx.map_arg((n.args, n.kwargs), lambda a: _Mask(self.alive.get(a)))
         value, alive = self._dispatch(n, (args, kwargs), masks)
-        self.alive[n] = alive
+        self.alive[n] = [_some(m) for m in alive] if isinstance(alive, (list, tuple)) else _some(alive)
         return value
 
     def _any_dead(self, node: fx.Node) -> bool:
@@ -126,6 +126,11 @@ class MaskedInterpreter(fx.Interpreter):
         if not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)):
             return target(*call[0], **call[1]), None
         raise UnsupportedError(f"a removal through {target} cannot be proven", where=graphs.source(node), hint="exclude its group")
+
+
+def _some(alive: Alive) -> Alive:
+    """None where nothing is dead."""
+    return None if alive is None or bool(alive.all()) else alive
 
 
 class _Mask:
@@ -170,7 +175,7 @@ def _positive(result: Any) -> Any:
 
 def _move(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
     """Data goes where the operator puts it, and so does its mask."""
-    if any(isinstance(m, _Mask) and m.alive is not None for m in masks[0][1:]) and target is not aten.expand_as.default:
+    if target not in _SHAPED_LIKE and any(isinstance(m, _Mask) and m.alive is not None for m in masks[0][1:]):
         raise UnsupportedError(f"a removal along the indices of {target} cannot be proven")
     value = target(*call[0], **call[1])
     args = [_numbers(call[0][0], masks[0][0]), *call[0][1:]]
@@ -185,10 +190,18 @@ def _move(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
 def _window(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
     """Dead units are dead at every place that the window slides over."""
     value = target(*call[0], **call[1])
-    mask = _positive(target(_numbers(call[0][0], masks[0][0]), *call[0][1:], **call[1]))
-    if not isinstance(value, (list, tuple)):
-        return zeroed(value, mask), mask
-    return [zeroed(v, mask[0]) for v in value], [mask[0]] * len(value)
+    numbers = _numbers(call[0][0], masks[0][0])
+    left, whole = (target(x, *call[0][1:], **call[1]) for x in (numbers, torch.ones_like(numbers)))
+    if isinstance(value, torch.Tensor):
+        alive = _kept(left, whole)
+        return zeroed(value, alive), alive
+    alive = _kept(left[0], whole[0])
+    return [zeroed(v, alive) for v in value], [alive] * len(value)
+
+
+def _kept(left: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Where what is left of a weighted sum of ones is not nothing; where nothing was added up, all is alive."""
+    return (left > 0.5 * whole) | (whole <= 0)
 
 
 def _product(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
@@ -212,16 +225,6 @@ def _product(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
     return zeroed(value, alive), alive
 
 
-def _per_channel(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
-    """Vectors along dimension 1."""
-    value = target(*call[0], **call[1])
-    alive = torch.ones(value.shape, dtype=torch.bool)
-    for i, mask in enumerate(masks[0]):
-        if isinstance(mask, _Mask) and mask.alive is not None:
-            alive = alive & (mask.alive if i == 0 else mask.alive.view(-1, *[1] * (value.dim() - 2)))
-    return zeroed(value, alive), alive
-
-
 def _statistic(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
     """Taken over what is alive: see ``masked_statistics``."""
     names = [a.name for a in target._schema.arguments]
@@ -239,6 +242,5 @@ _HANDLERS: tuple[tuple[Any, Handler], ...] = (
     (_MOVES, _move),
     (_WINDOWS, _window),
     (_PRODUCTS, _product),
-    (_PER_CHANNEL, _per_channel),
     (statistics.TABLE, _statistic),
 )

@@ -140,6 +140,31 @@ def group_norm(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
     return _filled(y, alive, 0.0), alive
 
 
+def channel_norm(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
+    """Batch and instance norm: with the input's own statistics those of what is alive, else plain arithmetic per channel."""
+    x, alive = given["input"], _mask_of(given, masks, "input")
+    per_channel = (-1, *[1] * (x.dim() - 2))
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if name in masks:
+            alive = alive & masks[name].view(per_channel)
+    of_input = given["training"] if target is aten.batch_norm.default else given["use_input_stats"]
+    if not of_input:
+        return _filled(target(**given), alive, 0.0), alive
+    dims = [d for d in range(x.dim()) if d != 1 and (d > 1 or target is aten.batch_norm.default)]
+    y = _standardised(_filled(x, alive, 0.0), alive, dims, given["eps"])
+    y = y if given["weight"] is None else y * given["weight"].view(per_channel)
+    y = y if given["bias"] is None else y + given["bias"].view(per_channel)
+    return _filled(y, alive, 0.0), alive
+
+
+def prelu(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
+    """Slopes along dimension 1."""
+    x, alive = given["self"], _mask_of(given, masks, "self")
+    if "weight" in masks:
+        alive = alive & masks["weight"].view(-1, *[1] * (x.dim() - 2))
+    return _filled(target(x, given["weight"]), alive, 0.0), alive
+
+
 def weight_norm(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
     """Dead elements are zero and add nothing to the norm."""
     alive = _mask_of(given, masks, "v") & _mask_of(given, masks, "g")
@@ -185,7 +210,9 @@ TABLE: dict[Any, Callable[[Any, Given, Masks], tuple[Any, Any]]] = {
     **dict.fromkeys((aten.mean.dim, aten.mean.default), mean),
     **dict.fromkeys((aten.var.dim, aten.var.correction, aten.std.dim, aten.std.correction, aten.var_mean.correction), variance),
     **dict.fromkeys((aten.layer_norm.default, aten.rms_norm.default), layer_norm),
+    **dict.fromkeys((aten.batch_norm.default, aten.instance_norm.default), channel_norm),
     aten.group_norm.default: group_norm,
+    aten.prelu.default: prelu,
     aten._weight_norm.default: weight_norm,
     aten.glu.default: glu,
     aten.scaled_dot_product_attention.default: attention,

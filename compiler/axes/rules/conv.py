@@ -183,3 +183,22 @@ def _padded(op: Op, term: Term, before: int, after: int, entries: list[Term | No
     entries[at], entries[at + 1] = parts[0], parts[2]
     return concatenation([part for part in parts if part is not None])
 
+
+
+@rule(aten.im2col.default)
+def unfold(op: Op) -> Shape:
+    """(N, c, h, w) -> (N, c x window, places)."""
+    x = op.terms("self")
+    op.pin(x[-2:], "slid over by a window")
+    window, places = op.out_sizes[-2] // size(x[-3]), op.out_sizes[-1]
+    return (*x[:-3], x[-3] + op.pinned(window, "a window's places"), op.pinned(places, "slid over by a window"))
+
+
+@rule(aten.col2im.default)
+def fold(op: Op) -> Shape:
+    """(N, c x window, places) -> (N, c, h, w)."""
+    x = op.terms("self")
+    channels = op.out_sizes[-3]
+    inner, window = factored(x[-2], [channels, size(x[-2]) // channels], op.reason)
+    op.pin((window, x[-1]), "slid over by a window")
+    return (*x[:-2], inner, *(op.pinned(n, "slid over by a window") for n in op.out_sizes[-2:]))

@@ -27,7 +27,7 @@ def layer_norm(op: Op) -> Shape:
 
 @rule(aten.batch_norm.default, aten.instance_norm.default)
 def batch_norm(op: Op) -> Shape:
-    """Everything per channel (dimension 1)."""
+    """Everything per channel (dimension 1), with the input's own statistics over what else there is."""
     x = op.terms("input")
     for name in ("weight", "bias", "running_mean", "running_var"):
         vector = op.maybe(name)
@@ -35,6 +35,8 @@ def batch_norm(op: Op) -> Shape:
             op.unify(vector[0], x[1])
     if op.node.target is aten.instance_norm.default:
         op.mark(x[2:], Trait.STATISTIC)
+    elif op.arg("training") or op.maybe("running_mean") is None:
+        op.mark((x[0], *x[2:]), Trait.STATISTIC)
     return x
 
 

@@ -83,6 +83,18 @@ def ordered(op: Op) -> Shape:
     return x
 
 
+@rule(aten.diff.default)
+def diff(op: Op) -> Shape:
+    """Neighbours are subtracted: pinned."""
+    x = list(op.terms("self"))
+    dim = op.int_arg("dim") % len(x)
+    op.pin([x[dim]], "its order matters")
+    for name in ("prepend", "append"):
+        op.pin(op.maybe(name) or (), "its order matters")
+    x[dim] = op.pinned(op.out_sizes[dim], "its order matters")
+    return tuple(x)
+
+
 @rule(aten.topk.default, aten.sort.default)
 def sorting(op: Op) -> Result:
     """The sorted dimension is pinned, and so is what is left of it."""
