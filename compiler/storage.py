@@ -8,6 +8,7 @@ each of these was looked at: raw tensors, ATen operators, arithmetic, and nothin
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import zipfile
@@ -50,8 +51,10 @@ def save(model: Model, path: Path) -> None:
     """
     program = export_program(model.graph, model.example_inputs(), dynamic=model.dynamic_batch)
     extra = {_EXTRA: json.dumps(_description(model))}
+    archive = io.BytesIO()  # torch's own writer aborts the process where the disk is full
+    torch.export.save(program, archive, extra_files=extra)
     with written_whole(path) as temporary:
-        torch.export.save(program, temporary, extra_files=extra)
+        temporary.write_bytes(archive.getbuffer())
 
 
 def load(path: Path) -> Model:
