@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from edgesmith.compiler import schema
 from edgesmith.compiler.budget import AccuracyGoal, Budget
-from edgesmith.compiler.errors import BuildFileError
+from edgesmith.compiler.errors import BuildFileError, UserError
 from edgesmith.compiler.suggest import did_you_mean
-from edgesmith.compiler.toml_places import Key, dotted, nearest_line, parse, place, shown
+from edgesmith.compiler.toml_places import Key, nearest_line, override, parse, place, shown
 
+_NAMED = "--target"
 _FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 
 
@@ -63,12 +63,13 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One artifact to make and measure."""
+    """One artifact to make and measure. ``key`` is its place in the build file; it has none if ``--target`` alone names it."""
 
     name: str
     device: str = "host"
     threads: int = 1
     budget: Budget = field(default_factory=Budget)
+    key: Key = field(default=(_NAMED,), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class BuildSpec:
     passes: tuple[str, ...] = ()
     seed: int = 0
     file: Path | None = None
+    overridden: frozenset[Key] = field(default=frozenset(), repr=False, compare=False)
 
     @property
     def root(self) -> Path:
@@ -90,9 +92,19 @@ class BuildSpec:
 
     def where(self, *key: str | int) -> str:
         """The place of a key, for messages: ``edgesmith.toml:12: pipeline.passes``."""
-        if self.file is None:
-            return dotted(key)
-        return place(self.file, self.file.read_text(encoding="utf-8"), key)
+        if key[:1] == (_NAMED,):
+            return _NAMED
+        text = self.file.read_text(encoding="utf-8") if self.file else ""
+        return place(self.file, text, key, self.overridden)
+
+    @contextmanager
+    def at(self, *key: str | int) -> Iterator[None]:
+        """While open, an error about what the build file says at ``key`` gets that place in front of its own."""
+        try:
+            yield
+        except UserError as error:
+            error.where = f"{self.where(*key)}: {error.where}" if error.where else self.where(*key)
+            raise
 
 
 def read(path: str | Path, overrides: Sequence[str] = (), targets: Sequence[str] = ()) -> BuildSpec:
@@ -111,7 +123,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), targets: Sequence[str]
     file = Path(path)
     text = _text(file)
     raw = parse(file, text)
-    overridden = frozenset(_override(raw, assignment) for assignment in overrides)
+    overridden = frozenset(override(raw, assignment) for assignment in overrides)
     reader = _Reader(file.absolute(), text, overridden)
     try:
         parsed = schema.BuildFile.model_validate(raw)
@@ -136,45 +148,6 @@ def _text(file: Path) -> str:
         raise BuildFileError("cannot be read", where=shown(file), why=str(error.strerror)) from error
 
 
-def _override(raw: dict[str, Any], assignment: str) -> Key:
-    """Put ``KEY=VALUE`` into ``raw``; the key that was set."""
-    name, equals, value = (part.strip() for part in assignment.partition("="))
-    if not equals or not name:
-        raise BuildFileError(f"{assignment!r} is not KEY=VALUE", where="--set", hint="such as --set budget.latency_ms=5")
-    key: list[str | int] = []
-    table: Any = raw
-    *path, last = name.split(".")
-    for part in path:
-        key.append(_index(table, part, name))
-        if isinstance(table, dict):
-            table.setdefault(part, {})
-        table = table[key[-1]]
-        if not isinstance(table, (dict, list)):
-            raise BuildFileError(f"{dotted(key)} is not a table", where=f"--set {name}")
-    key.append(_index(table, last, name))
-    table[key[-1]] = _toml_value(value)
-    return tuple(key)
-
-
-def _index(table: Any, part: str, name: str) -> str | int:
-    """``part`` as an index where ``table`` is a list: a number, or the ``name`` of an entry."""
-    if not isinstance(table, list):
-        return part
-    names = [str(entry.get("name", "")) for entry in table if isinstance(entry, dict)]
-    if part in names:
-        return names.index(part)
-    if part.isdigit() and int(part) < len(table):
-        return int(part)
-    raise BuildFileError(f"there is no entry {part!r}", where=f"--set {name}", hint=did_you_mean(part, names or map(str, range(len(table)))))
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 _OWN_WORDS = {"fraction", "channels", "std"}
 """Error types of schema.py that tables raise about one of their keys; their messages hold the value already."""
 
@@ -188,8 +161,7 @@ class _Reader:
     overridden: frozenset[Key]
 
     def error(self, key: Key, what: str, *, hint: str = "") -> BuildFileError:
-        ours = any(key[: len(done)] == done or done[: len(key)] == key for done in self.overridden)
-        return BuildFileError(what, where=f"--set {dotted(key)}" if ours else place(self.file, self.text, key), hint=hint)
+        return BuildFileError(what, where=place(self.file, self.text, key, self.overridden), hint=hint)
 
     def translate(self, error: ValidationError) -> BuildFileError:
         """The first of the errors, in the order of the file, as our own. A missing key comes last: an unknown one may be meant for it."""
@@ -227,6 +199,7 @@ class _Reader:
             passes=parsed.pipeline.passes,
             seed=parsed.pipeline.seed,
             file=self.file,
+            overridden=self.overridden,
         )
 
     def _model(self, table: schema.ModelTable) -> ModelSpec:
@@ -263,7 +236,7 @@ class _Reader:
     def _targets(self, parsed: schema.BuildFile, wanted: tuple[str, ...]) -> tuple[TargetSpec, ...]:
         listed: list[TargetSpec] = []
         for index, table in enumerate(parsed.target):
-            spec = TargetSpec(table.name, table.device, table.threads, _budget(parsed.budget, table.budget))
+            spec = TargetSpec(table.name, table.device, table.threads, _budget(parsed.budget, table.budget), ("target", index))
             if any((t.name, t.device, t.threads) == (spec.name, spec.device, spec.threads) for t in listed):
                 raise self.error(("target", index, "name"), f"{spec.name!r} is listed twice with the same device and threads")
             listed.append(spec)

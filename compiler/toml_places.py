@@ -1,14 +1,15 @@
-"""Where a key is in a TOML text, which the standard library's parser does not say."""
+"""Keys of a TOML file: where they are in its text, which the standard library's parser does not say, and settings that override them."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgesmith.compiler.errors import BuildFileError
+from edgesmith.compiler.suggest import did_you_mean
 
 Key = tuple[str | int, ...]
 
@@ -24,8 +25,15 @@ def shown(file: Path) -> str:
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
 
 
-def place(file: Path, text: str, key: Key) -> str:
-    """``edgesmith.toml:12: budget.latency_ms``; the line is that of the longest part of ``key`` that is in ``text``."""
+def place(file: Path | None, text: str, key: Key, overridden: Collection[Key] = ()) -> str:
+    """``edgesmith.toml:12: budget.latency_ms``, or ``--set budget.latency_ms`` for one of the ``overridden`` keys.
+
+    The line is that of the longest part of ``key`` that is in ``text``; without a file the place is the key alone.
+    """
+    if any(key[: len(done)] == done or done[: len(key)] == key for done in overridden):
+        return f"--set {dotted(key)}"
+    if file is None:
+        return dotted(key)
     line = nearest_line(text, key)
     at = f"{shown(file)}:{line}" if line else shown(file)
     return f"{at}: {dotted(key)}" if key else at
@@ -81,3 +89,42 @@ def parse(file: Path, text: str) -> dict[str, Any]:
         line = min(int(found[1]), len(lines)) if found and found[1] else len(lines)
         reason = message[: found.start()] if found else message
         raise BuildFileError("not valid TOML", where=f"{shown(file)}:{line}", why=f"{reason}, in {lines[line - 1].strip()!r}") from error
+
+
+def override(raw: dict[str, Any], assignment: str) -> Key:
+    """Put ``KEY=VALUE`` into ``raw``; the key that was set."""
+    name, equals, value = (part.strip() for part in assignment.partition("="))
+    if not equals or not name:
+        raise BuildFileError(f"{assignment!r} is not KEY=VALUE", where="--set", hint="such as --set budget.latency_ms=5")
+    key: list[str | int] = []
+    table: Any = raw
+    *path, last = name.split(".")
+    for part in path:
+        key.append(_index(table, part, name))
+        if isinstance(table, dict):
+            table.setdefault(part, {})
+        table = table[key[-1]]
+        if not isinstance(table, (dict, list)):
+            raise BuildFileError(f"{dotted(key)} is not a table", where=f"--set {name}")
+    key.append(_index(table, last, name))
+    table[key[-1]] = _toml_value(value)
+    return tuple(key)
+
+
+def _index(table: Any, part: str, name: str) -> str | int:
+    """``part`` as an index where ``table`` is a list: a number, or the ``name`` of an entry."""
+    if not isinstance(table, list):
+        return part
+    names = [str(entry.get("name", "")) for entry in table if isinstance(entry, dict)]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(table):
+        return int(part)
+    raise BuildFileError(f"there is no entry {part!r}", where=f"--set {name}", hint=did_you_mean(part, names or map(str, range(len(table)))))
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

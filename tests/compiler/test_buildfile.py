@@ -12,7 +12,7 @@ import pytest
 from edgesmith.compiler import schema
 from edgesmith.compiler.budget import AccuracyGoal, Budget
 from edgesmith.compiler.buildfile import BuildSpec, InputSpec, read
-from edgesmith.compiler.errors import BuildFileError
+from edgesmith.compiler.errors import BuildFileError, SpecError
 from edgesmith.compiler.toml_places import line_of
 
 GOOD = """\
@@ -196,6 +196,20 @@ def test_missing_folder_and_undecodable_files(tmp_path: Path, monkeypatch: pytes
 def test_the_place_of_a_key_is_known_after_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert read("edgesmith.toml").where("pipeline", "passes", 1) == "edgesmith.toml:33: pipeline.passes.1"
+
+
+def test_errors_about_names_get_their_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    spec = read("edgesmith.toml", ["pipeline.seed=1"], targets=["onnxruntime", "other"])
+    for keys, where in {
+        (*spec.targets[0].key, "name"): "edgesmith.toml:28: target.1.name: in there",
+        (*spec.targets[1].key, "name"): "--target: in there",
+        ("pipeline", "passes", 0): "edgesmith.toml:33: pipeline.passes.0: in there",
+        ("pipeline", "seed"): "--set pipeline.seed: in there",
+    }.items():
+        with pytest.raises(SpecError) as caught, spec.at(*keys):
+            raise SpecError("no such thing", where="in there")
+        assert str(caught.value) == f"{where}: no such thing"
 
 
 def test_lines_of_keys_in_every_form_of_toml() -> None:
