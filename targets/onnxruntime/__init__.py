@@ -33,9 +33,8 @@ class OnnxRuntime(Target):
         from edgesmith.targets.onnxruntime import lower
 
         lower.need(self.modules, self.extra)
-        exported = lower.export(model)
         path = Path(folder) / f"{stem}{self.suffix}"
-        lower.write(exported, path)
+        diagnostics = lower.lower(model, path)
         return Artifact(
             path=path,
             target=self.name,
@@ -43,4 +42,5 @@ class OnnxRuntime(Target):
             sha256=file_hash(path),
             source_fingerprint=model.fingerprint,
             built_with=lower.versions(("torch", "onnx", "onnx-ir", "onnxscript", self.distribution)),
+            diagnostics=diagnostics,
         )

@@ -1,100 +1,77 @@
-"""Model -> .onnx: exported at batch 1, opset 18, one file with its weights inside."""
+"""Model -> .onnx: one file with its weights inside, written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import importlib.metadata
+import itertools
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from edgesmith.compiler import graph as graphs
-from edgesmith.compiler.capture import program_at
-from edgesmith.compiler.errors import MissingExtraError, OutputError, UnsupportedError
+from edgesmith.compiler.diagnostics import Diagnostic
+from edgesmith.compiler.errors import MissingExtraError, OutputError
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.quiet import quiet
-from edgesmith.targets.onnxruntime.rewrite import prepare
+from edgesmith.targets.onnxruntime.export import ORIGIN, export
+from edgesmith.targets.onnxruntime.legalise import legalise, watched
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-OPSET = 18
-"""From 19 on QuantizeLinear has other types, and at 21 ONNX Runtime's optimiser builds an ill-typed node from Q/DQ pairs."""
-
-MAX_BYTES = 2_000_000_000
-"""A protocol buffer holds less than 2 GiB; larger weights would have to lie in a second file."""
-
-ORIGIN = "edgesmith.origin"
-"""Metadata key of an ONNX node: the name of the node of ``Model.graph`` that it computes (a part of)."""
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SOURCE = "edgesmith.source"
+"""Metadata key of an ONNX node in the file: the source path of the module that it computes (a part of)."""
 
 
-def export(model: Model) -> ir.Model:
-    """``model`` at batch 1 as an ONNX graph in memory; each of its nodes says under ``ORIGIN`` where it came from.
+def lower(model: Model, path: Path) -> tuple[Diagnostic, ...]:
+    """Write ``model`` to ``path``; what of its quantization plan could not be honoured comes back.
 
-    Inputs and outputs have the names, the order and the dtypes of the model's.
+    Inputs and outputs have the names, the order and the dtypes of the model's; an output called like an input gets ``_out`` appended.
 
     Raises:
-        UnsupportedError: the exporter has no conversion for an operator, or the weights exceed ``MAX_BYTES``.
+        UnsupportedError: an operator does not convert, or the weights do not fit into one file.
+        OutputError: the folder cannot be written, or the disk is full.
     """
-    _check_size(model)
-    program, names = program_at(model)
-    prepare(program)
-    _mark(program, names)
-    try:
-        with quiet():
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[spec.name for spec in model.inputs],
-                output_names=[spec.name for spec in model.outputs],
-                optimize=True,
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise UnsupportedError("the model does not convert to ONNX", why=_reason(error)) from error
-    assert exported is not None
-    _keep_origin_only(exported.model)
-    return exported.model
+    exported = export(model, watched(model))
+    diagnostics = legalise(exported, model)
+    name_ports(exported.model, tuple(s.name for s in model.inputs), tuple(s.name for s in model.outputs))
+    name_nodes(exported.model, {node.name: graphs.source(node) for node in model.graph.graph.nodes})
+    write(exported.model, path)
+    return diagnostics
 
 
-def _check_size(model: Model) -> None:
-    tensors = {id(t): t for t in [*model.graph.parameters(), *model.graph.buffers()]}
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
-    if size > MAX_BYTES:
-        raise UnsupportedError(f"the weights take {size / 1e6:.0f} MB", why=f"one .onnx file holds at most {MAX_BYTES / 1e6:.0f} MB", hint="prune or quantize")
+def name_ports(model: ir.Model, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """Name the graph's inputs and outputs, in place: every output a value of its own, inner values that had one of the names renamed."""
+    from onnx_ir.passes.common import OutputFixPass
+
+    OutputFixPass()(model)
+    outputs = tuple(f"{name}_out" if name in inputs else name for name in outputs)
+    ports = [*model.graph.inputs, *model.graph.outputs]
+    for number, value in enumerate(ports):
+        value.name = f"edgesmith.port.{number}"
+    taken = {*inputs, *outputs}
+    inner = [*model.graph.initializers.values(), *(v for node in model.graph.all_nodes() for v in node.outputs)]
+    names = taken | {str(v.name) for v in inner}
+    fresh = (name for number in itertools.count() if (name := f"value_{number}") not in names)
+    for value in inner:
+        if value.name in taken:
+            value.name = next(fresh)
+    for value, name in zip(ports, (*inputs, *outputs), strict=True):
+        value.name = name
 
 
-def _mark(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> None:
-    """Give each node its counterpart's name as its module stack, the one piece of metadata that outlives decomposition and export."""
-    for node in graphs.operators(program.graph_module):
-        node.meta["nn_module_stack"] = {ORIGIN: (names.get(node.name, ""), ORIGIN)}
-        node.meta.pop("stack_trace", None)
-
-
-def _keep_origin_only(model: ir.Model) -> None:
+def name_nodes(model: ir.Model, sources: dict[str, str]) -> None:
+    """Call each node ``source path/operator`` (numbered from the second on), so that a runtime's profile speaks the language of the source."""
+    count: dict[str, int] = {}
     for node in model.graph.all_nodes():
-        scopes = node.metadata_props.get(_SCOPES, "")
-        node.metadata_props.clear()
-        node.metadata_props[ORIGIN] = scopes.removeprefix("['").split("'")[0]
-    for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
-        value.metadata_props.clear()
-    model.metadata_props.clear()
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        source = sources.get(node.metadata_props.pop(ORIGIN, ""), "")
+        if source:
+            node.metadata_props[SOURCE] = source
+        name = f"{source}/{node.op_type}" if source else node.op_type
+        count[name] = count.get(name, 0) + 1
+        node.name = name if count[name] == 1 else f"{name}_{count[name]}"
 
 
 def write(model: ir.Model, path: Path) -> None:
@@ -115,7 +92,8 @@ def write(model: ir.Model, path: Path) -> None:
             stream.write(ir.to_proto(model).SerializeToString(deterministic=True))
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except OSError as error:
         raise OutputError("cannot be written", where=str(path), why=error.strerror or str(error)) from error
     finally:
@@ -136,6 +114,6 @@ def need(modules: tuple[str, ...], extra: str) -> None:
             raise MissingExtraError(name, extra) from error
 
 
-def versions(distributions: tuple[str, ...]) -> dict[str, Any]:
+def versions(distributions: tuple[str, ...]) -> dict[str, str]:
     """Distribution name -> installed version."""
     return {name: importlib.metadata.version(name) for name in distributions}

@@ -103,7 +103,7 @@ def _decomposition_gap(node: fx.Node, target: torch._ops.OpOverload) -> str:
 def _functional(target: torch._ops.OpOverload) -> str:
     """The name of ``target``, or of its functional twin if it writes in place: export makes decompositions functional."""
     base, dot, overload = target.name().partition(".")
-    return (base.removesuffix("_") if target._schema.is_mutable else base) + dot + overload
+    return f"{base.removesuffix('_') if target._schema.is_mutable else base}{dot}{overload}"
 
 
 def _traced(node: fx.Node, target: torch._ops.OpOverload) -> fx.GraphModule:

@@ -16,7 +16,7 @@ from torch import nn
 from edgesmith.compiler import testing
 from edgesmith.compiler.errors import OutputError, UnsupportedError
 from edgesmith.compiler.model import Model
-from edgesmith.targets.onnxruntime import OnnxRuntime, lower
+from edgesmith.targets.onnxruntime import OnnxRuntime, export
 from edgesmith.targets.onnxruntime.runner import Session
 
 F = nn.functional
@@ -181,9 +181,9 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
 
 
 def test_weights_beyond_one_file_are_refused(monkeypatch):
-    monkeypatch.setattr(lower, "MAX_BYTES", 1000)
+    monkeypatch.setattr(export, "MAX_BYTES", 1000)
     with pytest.raises(UnsupportedError, match="MB"):
-        lower.export(testing.tiny_model())
+        export.export(testing.tiny_model())
 
 
 def test_lowering_says_nothing(tmp_path):
