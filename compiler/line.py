@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from edgesmith.compiler import registry
-from edgesmith.compiler.accuracy import Accuracy, Metric, Outputs, compare, find_metric, judge_accuracy, model_outputs_of, outputs_of
+from edgesmith.compiler.accuracy import Accuracy, Metric, Outputs, accuracy_of, judge_accuracy, load_metric, model_outputs_of, outputs_of
 from edgesmith.compiler.budget import Budget
 from edgesmith.compiler.buildfile import BuildSpec, TargetSpec
 from edgesmith.compiler.cache import PassCache, files_key
@@ -30,7 +30,7 @@ from edgesmith.compiler.profile.session import open_session
 from edgesmith.compiler.profile.verdicts import judge
 from edgesmith.compiler.progress import Progress
 from edgesmith.compiler.report import ModelReport, Report, TargetReport
-from edgesmith.compiler.spec import format_pass
+from edgesmith.compiler.spec import format_pass, parse_pass
 from edgesmith.compiler.target import Artifact, Target
 
 PRICE_LIMIT_S = 2.0
@@ -56,10 +56,8 @@ class Line:
         Raises:
             UserError: something cannot be read, or an unknown pass, target or device is named.
         """
-        for wanted in spec.targets:
-            device(wanted.device)
-        targets = tuple(registry.target(t.name) for t in spec.targets)
-        pipeline = Pipeline.parse(spec.passes, spec.root)
+        pipeline = Pipeline(tuple(_pass(spec, index) for index in range(len(spec.passes))))
+        targets = tuple(_target(spec, wanted) for wanted in spec.targets)
         progress.step("reading the model and its data")
         teacher = load_model(spec.model)
         data = None if spec.data is None else load_data(spec.data, teacher, spec.seed, classification=spec.accuracy.metric == "top1")
@@ -84,7 +82,7 @@ class Line:
     @cached_property
     def metric(self) -> Metric:
         """The metric of outputs and labels that the build file names."""
-        return find_metric(self.spec.accuracy.metric)
+        return load_metric(self.spec.accuracy.metric)
 
     def compressed(self) -> Model:
         """The teacher after every pass; written to ``model.pt2``."""
@@ -146,7 +144,7 @@ class Line:
         self.progress.step(f"{target.name}: scoring {len(self.data.test)} test samples")
         with open_session(artifact.path, target.runner, threads, extra=target.extra) as session:
             outputs = outputs_of(session, self.data.test)
-        return compare(self.spec.accuracy.metric, outputs, self._baseline, self.data.test.labels, self.metric)
+        return accuracy_of(self.spec.accuracy.metric, self.metric, outputs, self._baseline, self.data.test.labels, seed=self.spec.seed)
 
     @cached_property
     def _baseline(self) -> Outputs:
@@ -177,3 +175,15 @@ class _Announced:
         """Announce, then proceed."""
         self.progress.step(format_pass(step))
         return proceed()
+
+
+def _pass(spec: BuildSpec, index: int) -> Pass:
+    with spec.at("pipeline", "passes", index):
+        return parse_pass(spec.passes[index], spec.root)
+
+
+def _target(spec: BuildSpec, wanted: TargetSpec) -> Target:
+    with spec.at(*wanted.key, "device"):
+        device(wanted.device)
+    with spec.at(*wanted.key, "name"):
+        return registry.target(wanted.name)
