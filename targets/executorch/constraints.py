@@ -9,25 +9,50 @@ import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
-from edgesmith.compiler.quantplan import QuantPlan, Scheme
-from edgesmith.kernels.affine import activation_grid
+from edgesmith.compiler.quantplan import QuantPlan, Scheme, TensorRange
 
 aten = torch.ops.aten
+
+PLAN_NAME = "edgesmith_plan_name"
+"""Key in a node's ``meta``: the plan's name of the tensor that this node repeats in another shape."""
 
 _CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding})
 _TRANSPOSED = frozenset({aten.conv_transpose2d.input})
 _GEMM = frozenset({aten.linear.default}) | _CONVOLUTIONS | _TRANSPOSED
-_ELEMENTWISE = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor})
-_BOUNDED = frozenset({aten.relu.default, aten.hardtanh.default})
-_FUSED = {op: _BOUNDED for op in _GEMM} | {aten.add.Tensor: frozenset({aten.relu.default})}
+_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
+_PRODUCTS = frozenset({aten.mul.Tensor})
+_MEANS = frozenset({aten.mean.dim, aten.adaptive_avg_pool2d.default})
+_BOUNDS = frozenset({aten.relu.default, aten.hardtanh.default, aten.clamp.default})
+_SAME_VALUES = frozenset(
+    {
+        aten.cat.default,
+        aten.expand.default,
+        aten.flatten.using_ints,
+        aten.max_pool2d.default,
+        aten.permute.default,
+        aten.reshape.default,
+        aten.select.int,
+        aten.slice.Tensor,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.transpose.int,
+        aten.unsqueeze.default,
+        aten.view.default,
+    }
+)
+"""Operators that copy values: on one grid they give the same integers, whether XNNPACK moves bytes or floats."""
+_PADDING = frozenset({aten.pad.default, aten.constant_pad_nd.default})
+
+_FUSED = dict.fromkeys(_GEMM, frozenset({aten.relu.default, aten.hardtanh.default})) | {aten.add.Tensor: frozenset({aten.relu.default})}
 """Operator -> activations that XNNPACK computes as the bounds of its int8 result."""
 
 LARGEST_REQUANTIZATION = 256.0
 """XNNPACK's int8 kernels rescale their int32 sums by (input scale x weight scale / output scale), which must stay below this."""
-_ADD_RATIO = (2.0**-10, 2.0**8)
-_MUL_RATIO = (2.0**-16, 2.0**8)
-_LARGEST_BIAS_STEPS = 2.0**30
-"""Half of int32: the other half is left for the sum of products."""
+_SUM_RATIO = (2.0**-10, 2.0**8)
+_PRODUCT_RATIO = (2.0**-16, 2.0**8)
+LARGEST_BIAS_STEPS = 2.0**30 * 1.01
+"""The plan keeps biases within 2^30 steps of (input scale x weight scale); from 2^31 on, the toolchain's conversion to int32 wraps."""
 
 
 def weight(node: fx.Node) -> fx.Node | None:
@@ -43,12 +68,12 @@ def activations(node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], ...]:
 
     That is ``node`` itself, or the zero padding before a convolution, which XNNPACK does in int8 too.
     """
-    inputs = [node.args[0]] if node.target in _GEMM else list(node.args[:2])
+    inputs = [node.args[0]] if node.target in _GEMM else node.all_input_nodes
     return tuple(_through_padding(node, x) for x in inputs if isinstance(x, fx.Node))
 
 
 def _through_padding(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node]:
-    if node.target in _CONVOLUTIONS and x.target in {aten.pad.default, aten.constant_pad_nd.default} and len(x.users) == 1 and _zero_spatial_padding(x):
+    if node.target in _CONVOLUTIONS and x.target in _PADDING and len(x.users) == 1 and _zero_spatial_padding(x):
         source = x.args[0]
         assert isinstance(source, fx.Node)
         return source, x
@@ -58,9 +83,11 @@ def _through_padding(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node]:
 def _zero_spatial_padding(node: fx.Node) -> bool:
     amounts = node.args[1]
     assert isinstance(amounts, (list, tuple))
-    mode, value = (node.args[2:] + ("constant", None)[len(node.args[2:]) :]) if node.target is aten.pad.default else ("constant", (*node.args[2:], 0)[0])
+    rest = list(node.args[2:])
+    mode = rest.pop(0) if node.target is aten.pad.default and rest else "constant"
     spatial = node.meta["val"].dim() - 2
-    return mode == "constant" and not value and all(isinstance(a, int) and a >= 0 for a in amounts) and not any(amounts[2 * spatial :])
+    inside = all(isinstance(a, int) and a >= 0 for a in amounts) and not any(amounts[2 * spatial :])
+    return mode == "constant" and not any(rest) and not node.kwargs and inside
 
 
 def result(node: fx.Node, plan: QuantPlan) -> fx.Node:
@@ -71,21 +98,32 @@ def result(node: fx.Node, plan: QuantPlan) -> fx.Node:
     return node
 
 
+def planned_range(tensor: fx.Node, plan: QuantPlan) -> TensorRange | None:
+    """The range of ``tensor``: its own, or that of the padding after it, which adds only zeros."""
+    names = [str(tensor.meta.get(PLAN_NAME, tensor.name)), *(u.name for u in tensor.users if u.target in _PADDING)]
+    return next((plan.activations[name] for name in names if name in plan.activations), None)
+
+
 def why_not(graph: fx.GraphModule, node: fx.Node, scheme: Scheme, plan: QuantPlan) -> str:
     """Why XNNPACK cannot run ``node`` by ``scheme``; empty if it can."""
-    for check in _CHECKS[scheme]:
-        reason = check(graph, node, plan)
-        if reason:
-            return reason
-    return ""
+    return next((reason for check in _CHECKS[scheme] if (reason := check(graph, node, plan))), "")
 
 
 def _static_kind(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # noqa: ARG001
-    if node.target not in _GEMM | _ELEMENTWISE:
-        return "XNNPACK has no static int8 kernel for it"
-    if node.target in _ELEMENTWISE and (len(activations(node)) != 2 or node.kwargs):
-        return "XNNPACK's int8 kernel takes two tensors and no alpha"
-    return ""
+    if node.target in _MEANS:
+        return "" if _mean_of_image(node) else "XNNPACK averages in int8 over the whole of an image only"
+    if node.target in _SUMS | _PRODUCTS:
+        return "" if len(node.all_input_nodes) == 2 and not node.kwargs else "XNNPACK's int8 kernel takes two tensors and no alpha"
+    return "" if node.target in _GEMM | _SAME_VALUES | _BOUNDS else "XNNPACK has no static int8 kernel for it"
+
+
+def _mean_of_image(node: fx.Node) -> bool:
+    if node.meta["val"].dim() != 4:
+        return False
+    if node.target is aten.adaptive_avg_pool2d.default:
+        return tuple(node.meta["val"].shape[2:]) == (1, 1)
+    dims = node.args[1]
+    return isinstance(dims, (list, tuple)) and sorted(int(d) % 4 for d in dims) == [2, 3]  # type: ignore[arg-type]
 
 
 def _dynamic_kind(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # noqa: ARG001
@@ -103,6 +141,9 @@ def _weight(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # no
     kernel = weight(node)
     if kernel is None or str(kernel.target) not in plan.weights:
         return "its weight is not a parameter with a planned grid"
+    bias = node.args[2] if len(node.args) > 2 else None
+    if isinstance(bias, fx.Node) and bias.op != "get_attr":
+        return "its bias is computed at run time"
     axis = plan.weights[str(kernel.target)].axis
     if node.target in _TRANSPOSED:
         groups = node.args[6] if len(node.args) > 6 else 1
@@ -111,36 +152,29 @@ def _weight(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # no
 
 
 def _ranges(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # noqa: ARG001
-    tensors = [*(x for x, _ in activations(node)), result(node, plan)]
-    for tensor in tensors:
-        if tensor_range_key(tensor, plan) is None:
+    for tensor in (*(x for x, _ in activations(node)), result(node, plan)):
+        if planned_range(tensor, plan) is None:
             return f"the plan has no range for {tensor.name}"
         if tensor.meta["val"].dtype is not torch.float32:
             return f"{tensor.name} is {tensor.meta['val'].dtype}"
     return ""
 
 
-def tensor_range_key(tensor: fx.Node, plan: QuantPlan) -> str | None:
-    """The name under which the plan has the range of ``tensor``: its own, or that of the padding after it, which adds only zeros."""
-    if tensor.name in plan.activations:
-        return tensor.name
-    padded = [u.name for u in tensor.users if u.target in {aten.pad.default, aten.constant_pad_nd.default} and u.name in plan.activations]
-    return padded[0] if padded else None
-
-
 def _scale(tensor: fx.Node, plan: QuantPlan) -> float:
-    key = tensor_range_key(tensor, plan)
-    assert key is not None
-    return float(activation_grid(plan.activations[key].low, plan.activations[key].high).scale)
+    found = planned_range(tensor, plan)
+    assert found is not None
+    return found.scale
 
 
 def _requantization(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:
+    if node.target not in _GEMM | _SUMS | _PRODUCTS:
+        return ""
     inputs = [_scale(x, plan) for x, _ in activations(node)]
     out = _scale(result(node, plan), plan)
     if node.target in _GEMM:
         return _gemm_requantization(graph, node, plan, inputs[0], out)
-    low, high = _MUL_RATIO if node.target is aten.mul.Tensor else _ADD_RATIO
-    ratios = [inputs[0] * inputs[1] / out] if node.target is aten.mul.Tensor else [scale / out for scale in inputs]
+    low, high = _PRODUCT_RATIO if node.target in _PRODUCTS else _SUM_RATIO
+    ratios = [inputs[0] * inputs[-1] / out] if node.target in _PRODUCTS else [scale / out for scale in inputs]
     outside = [r for r in ratios if not low <= r < high]
     return f"XNNPACK rescales by factors in [{low:g}, {high:g}), this one needs {outside[0]:g}" if outside else ""
 
@@ -148,25 +182,20 @@ def _requantization(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> st
 def _gemm_requantization(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan, scale: float, out: float) -> str:
     kernel = weight(node)
     assert kernel is not None
-    sums = scale * np.asarray(plan.weights[str(kernel.target)].scales)
-    if sums.max() / out >= LARGEST_REQUANTIZATION:
-        return f"XNNPACK rescales by factors below {LARGEST_REQUANTIZATION:g}, this one needs {sums.max() / out:g}"
+    steps = scale * np.asarray(plan.weights[str(kernel.target)].scales)
+    if steps.max() / out >= LARGEST_REQUANTIZATION:
+        return f"XNNPACK rescales by factors below {LARGEST_REQUANTIZATION:g}, this one needs {steps.max() / out:g}"
     bias = node.args[2] if len(node.args) > 2 else None
     if isinstance(bias, fx.Node):
-        steps = float(np.abs(graphs.tensor(graph, str(bias.target)).detach().double().numpy() / sums).max())
-        if steps > _LARGEST_BIAS_STEPS:
-            return f"a bias of {steps:.3g} steps of (input scale x weight scale) overflows int32"
+        most = float(np.abs(graphs.tensor(graph, str(bias.target)).detach().double().numpy() / steps).max())
+        if most > LARGEST_BIAS_STEPS:
+            return f"a bias of {most:.3g} steps of (input scale x weight scale) overflows int32"
     return ""
-
-
-def _bias(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # noqa: ARG001
-    bias = node.args[2] if node.target in _GEMM and len(node.args) > 2 else None
-    return "its bias is computed at run time" if isinstance(bias, fx.Node) and bias.op != "get_attr" else ""
 
 
 _Check = Callable[[fx.GraphModule, fx.Node, QuantPlan], str]
 _CHECKS: dict[Scheme, tuple[_Check, ...]] = {
     Scheme.FLOAT: (),
-    Scheme.DYNAMIC: (_dynamic_kind, _weight, _bias),
-    Scheme.STATIC: (_static_kind, _weight, _bias, _ranges, _requantization),
+    Scheme.DYNAMIC: (_dynamic_kind, _weight),
+    Scheme.STATIC: (_static_kind, _weight, _ranges, _requantization),
 }

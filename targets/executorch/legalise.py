@@ -18,10 +18,9 @@ from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.errors import DefectError
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.quantplan import QuantPlan, Scheme, WeightGrid
-from edgesmith.kernels.affine import activation_grid
+from edgesmith.compiler.quantplan import QuantPlan, Scheme
 from edgesmith.targets.executorch import constraints
-from edgesmith.targets.executorch.rewrites import rewrite_bounds
+from edgesmith.targets.executorch.rewrites import rewrite_in_place, rewrite_into_delegate
 
 _INT8 = (-128, 127, torch.int8)
 _WEIGHT_INT8 = (-127, 127, torch.int8)
@@ -33,12 +32,15 @@ _OFF_GRID = 1e-3
 def legalise(model: Model) -> tuple[Model, tuple[Diagnostic, ...]]:
     """The model to lower, and one WARNING for each operator whose scheme could not be honoured.
 
+    The model runs in torch and computes what the file does up to rounding: in float where it is float, fake-quantized where it is static.
+
     Raises:
         DefectError: a weight does not lie on the grid that its plan gives it.
     """
     graph = model.edit()
-    rewrite_bounds(graph)
+    rewrite_in_place(graph)
     diagnostics = _Quantiser(graph, model.quant).run() if model.quant is not None else ()
+    rewrite_into_delegate(graph)
     return model.with_graph(graph), diagnostics
 
 
@@ -58,7 +60,7 @@ class _Quantiser:
         refused = []
         honoured: dict[Scheme, list[fx.Node]] = {Scheme.STATIC: [], Scheme.DYNAMIC: []}
         for node in graphs.operators(self._module):
-            scheme = self._plan.scheme(node.name)
+            scheme = self._plan.scheme(str(node.meta.get(constraints.PLAN_NAME, node.name)))
             if scheme is Scheme.FLOAT:
                 continue
             why = constraints.why_not(self._module, node, scheme, self._plan)
@@ -75,19 +77,22 @@ class _Quantiser:
 
     def _make_static(self, nodes: list[fx.Node]) -> None:
         """Put every tensor that ``nodes`` read or write on its int8 grid; whoever reads what they write reads int8, too."""
-        written = {constraints.result(node, self._plan): None for node in nodes}
-        readers: dict[fx.Node, dict[fx.Node, None]] = {tensor: dict.fromkeys(tensor.users) for tensor in written}
+        written = {node: constraints.result(node, self._plan) for node in nodes}
+        fused = {tensor for node, tensor in written.items() if tensor is not node}
+        readers: dict[fx.Node, dict[fx.Node, None]] = {}
         for node in nodes:
+            if node in fused:
+                continue
+            readers.setdefault(written[node], {}).update(dict.fromkeys(written[node].users))
             for tensor, consumer in constraints.activations(node):
                 readers.setdefault(tensor, {})[consumer] = None
         for tensor, consumers in readers.items():
             self._through_int8(tensor, list(consumers))
 
     def _through_int8(self, tensor: fx.Node, consumers: list[fx.Node]) -> None:
-        key = constraints.tensor_range_key(tensor, self._plan)
-        assert key is not None
-        grid = activation_grid(self._plan.activations[key].low, self._plan.activations[key].high)
-        parameters = (float(grid.scale), int(grid.zero_point), *_INT8)
+        found = constraints.planned_range(tensor, self._plan)
+        assert found is not None
+        parameters = (found.scale, found.zero_point, *_INT8)
         after = tensor if tensor.op != "placeholder" else self._module.graph.find_nodes(op="placeholder")[-1]
         with self._module.graph.inserting_after(after):
             quantized = self._call(self._ops.quantize_per_tensor.default, (tensor, *parameters), tensor)
@@ -114,23 +119,23 @@ class _Quantiser:
             return
         name = str(kernel.target)
         if name not in self._weights:
-            self._weights[name] = self._integers(name, self._plan.weights[name])
+            self._weights[name] = self._integers(name)
         with self._module.graph.inserting_before(node):
             integers, scales, zeros = (self._module.graph.get_attr(n) for n in self._weights[name])
             axis = self._plan.weights[name].axis
             dequantized = self._call(self._ops.dequantize_per_channel.default, (integers, scales, zeros, axis, *_WEIGHT_INT8), kernel)
         node.update_arg(1, dequantized)
 
-    def _integers(self, name: str, grid: WeightGrid) -> tuple[str, str, str]:
+    def _integers(self, name: str) -> tuple[str, str, str]:
         """Register the int8 weight, its scales and its zero points; their names."""
-        weight = graphs.tensor(self._module, name).detach().double()
+        weight, grid = graphs.tensor(self._module, name).detach().double(), self._plan.weights[name]
         scales = torch.tensor(grid.scales, dtype=torch.float64)
         steps = weight / scales.reshape([-1 if d == grid.axis else 1 for d in range(weight.dim())])
         integers = steps.round()
         if float((steps - integers).abs().max()) > _OFF_GRID or float(integers.abs().max()) > 127:
             raise DefectError("a weight does not lie on its planned grid", where=name)
         made = {"int8": integers.to(torch.int8), "scales": scales.float(), "zeros": torch.zeros(len(grid.scales), dtype=torch.int64)}
-        names = tuple(f"{name}_{suffix}" for suffix in made)
+        names = [f"{name}_{suffix}" for suffix in made]
         for target, value in zip(names, made.values(), strict=True):
             graphs.add_tensor(self._module, target, value)
         return names[0], names[1], names[2]

@@ -3,23 +3,56 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.targets.executorch.constraints import PLAN_NAME
 
 aten = torch.ops.aten
 
 
-def rewrite_bounds(graph: fx.GraphModule) -> None:
-    """``relu6`` and ``clamp`` by numbers become ``relu`` or ``hardtanh``, in place and under the same node names."""
-    for node in graphs.operators(graph):
+def rewrite_in_place(graph: fx.GraphModule) -> None:
+    """Rewrites after which every tensor of a quantization plan is still there under its name.
+
+    ``relu6`` and ``clamp`` by numbers become ``relu`` or ``hardtanh``, which XNNPACK fuses; what does nothing in eval mode goes; a mean over
+    images keeps its dimensions, as XNNPACK's does, and a view drops them.
+    """
+    for node in list(graphs.operators(graph)):
         bounds = _bounds(node)
         if bounds == (0.0, math.inf):
             node.target, node.args, node.kwargs = aten.relu.default, (node.args[0],), {}
         elif bounds is not None and all(map(math.isfinite, bounds)):
             node.target, node.args, node.kwargs = aten.hardtanh.default, (node.args[0], *bounds), {}
+        elif node.target in _IDENTITIES and not node.kwargs:
+            assert isinstance(node.args[0], fx.Node)
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif node.target is aten.mean.dim:
+            _keep_dimensions(graph, node)
+        elif node.target is aten.max_pool2d.default and not (*node.args[2:], ())[0]:
+            node.args = (*node.args[:2], node.args[1], *node.args[3:])  # XNNPACK's partitioner reads the stride, also where it is left out
+
+
+_IDENTITIES = frozenset({aten.alias.default, aten.clone.default, aten.contiguous.default, aten.dropout.default, aten.feature_dropout.default})
+
+
+def _keep_dimensions(graph: fx.GraphModule, node: fx.Node) -> None:
+    x, dims, *keep = node.args
+    assert isinstance(x, fx.Node) and isinstance(dims, (list, tuple))
+    if len(_shape(x)) != 4 or sorted(int(d) % 4 for d in dims) != [2, 3] or any(keep) or node.kwargs:  # type: ignore[arg-type]
+        return
+    flat, (batch, channels) = node.meta["val"], _shape(node)
+    node.args = (x, dims, True)
+    node.meta["val"] = flat[:, :, None, None]
+    with graph.graph.inserting_after(node):
+        view = graph.graph.call_function(aten.reshape.default, (node, [-1 if batch % graphs.BATCH == 0 else batch, channels]))
+    view.meta.update({"source": graphs.source(node), "val": flat, PLAN_NAME: node.name})
+    node.replace_all_uses_with(view, delete_user_cb=lambda user: user is not view)
 
 
 def _bounds(node: fx.Node) -> tuple[float, float] | None:
@@ -32,3 +65,108 @@ def _bounds(node: fx.Node) -> tuple[float, float] | None:
     if isinstance(low, fx.Node) or isinstance(high, fx.Node):
         return None
     return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))  # type: ignore[arg-type]
+
+
+def rewrite_into_delegate(graph: fx.GraphModule) -> None:
+    """Replace attention, picking along a dimension and layer norm by what XNNPACK has, in place."""
+    for node in list(graphs.operators(graph)):
+        rewrite = _REWRITES.get(node.target)  # type: ignore[arg-type]
+        if rewrite is None:
+            continue
+        with graph.graph.inserting_before(node):
+            replacement = rewrite(_Writer(graph, node), node)
+        if replacement is not None:
+            replacement.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(replacement)
+            graph.graph.erase_node(node)
+
+
+class _Writer:
+    """Adds operators in the place of ``node``, which they inherit their source path from."""
+
+    def __init__(self, graph: fx.GraphModule, node: fx.Node) -> None:
+        self.graph = graph
+        self._node = node
+
+    def __call__(self, target: Any, *args: Any) -> fx.Node:
+        made = self.graph.graph.call_function(target, args)
+        made.meta["source"] = graphs.source(self._node)
+        return made
+
+    def constant(self, name: str, value: torch.Tensor) -> fx.Node:
+        graphs.add_tensor(self.graph, name, value)
+        return self.graph.graph.get_attr(name)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(int(size) for size in node.meta["val"].shape)
+
+
+def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+def _attention(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """softmax(q k^T / sqrt(d)) v as two batched products, for attention without a mask.
+
+    The exporter's own decomposition guards against rows that a mask empties; without one it only splits the delegate.
+    """
+    given = _arguments(node, "query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    query, key, value = given["query"], given["key"], given["value"]
+    plain = given.get("attn_mask") is None and not given.get("dropout_p") and not given.get("is_causal") and not given.get("enable_gqa")
+    if not plain or not (_shape(query)[:-2] == _shape(key)[:-2] == _shape(value)[:-2]) or len(_shape(query)) < 3:
+        return None
+    scale = given.get("scale") or 1 / math.sqrt(_shape(query)[-1])
+    scaled = write(aten.mul.Tensor, query, scale)
+    folded = [write(aten.reshape.default, x, [-1, *_shape(s)[-2:]]) for x, s in ((scaled, query), (key, key), (value, value))]
+    scores = write(aten.bmm.default, folded[0], write(aten.transpose.int, folded[1], 1, 2))
+    mixed = write(aten.bmm.default, write(aten.softmax.int, scores, -1), folded[2])
+    return write(aten.reshape.default, mixed, [-1, *_shape(node)[1:]])
+
+
+def _layer_norm(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """Layer norm over the last dimension with its means as products with a constant column of 1/n."""
+    given = _arguments(node, "input", "normalized_shape", "weight", "bias", "eps")
+    x, (size, *more), weight, bias = given["input"], given["normalized_shape"], given.get("weight"), given.get("bias")
+    if more or node.meta["val"].dtype is not torch.float32:
+        return None
+    row = write.constant(f"_edgesmith.mean_{size}", torch.full((1, size), 1 / size))
+    centred = write(aten.sub.Tensor, x, write(aten.linear.default, x, row))
+    variance = write(aten.linear.default, write(aten.mul.Tensor, centred, centred), row)
+    normal = write(aten.mul.Tensor, centred, write(aten.rsqrt.default, write(aten.add.Tensor, variance, given.get("eps", 1e-5))))
+    scaled = normal if weight is None else write(aten.mul.Tensor, normal, weight)
+    return scaled if bias is None else write(aten.add.Tensor, scaled, bias)
+
+
+def _select(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """One index along a dimension, as a slice and a reshape."""
+    x, dim, index = node.args
+    assert isinstance(dim, int) and isinstance(index, int)
+    return _picked(write, x, dim, index, _shape(node))
+
+
+def _unbound(write: _Writer, node: fx.Node) -> fx.Node | None:
+    """One of the tensors that ``unbind`` makes, likewise."""
+    parent, index = node.args
+    if not isinstance(parent, fx.Node) or parent.target is not aten.unbind.int:
+        return None
+    dim = parent.args[1] if len(parent.args) > 1 else 0
+    assert isinstance(dim, int) and isinstance(index, int)
+    return _picked(write, parent.args[0], dim, index, _shape(node))
+
+
+def _picked(write: _Writer, x: Any, dim: int, index: int, shape: tuple[int, ...]) -> fx.Node | None:
+    size = _shape(x)[dim]
+    dynamic = [d for d, s in enumerate(shape) if s % graphs.BATCH == 0]
+    if size % graphs.BATCH == 0 or len(dynamic) > 1:
+        return None
+    index %= size
+    return write(aten.reshape.default, write(aten.slice.Tensor, x, dim, index, index + 1), [-1 if d in dynamic else s for d, s in enumerate(shape)])
+
+
+_REWRITES: dict[Any, Callable[[_Writer, fx.Node], fx.Node | None]] = {
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.layer_norm.default: _layer_norm,
+    aten.select.int: _select,
+    operator.getitem: _unbound,
+}
