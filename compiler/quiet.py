@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -31,7 +31,10 @@ def current_log() -> Path | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While open, everything written to standard output and error, native code included, goes to the current log."""
+    """While open, everything written to standard output and error, native code included, goes to the current log.
+
+    Python's own streams are replaced too: in a notebook they are not the process's.
+    """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     target = os.open(_log.get() or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -41,7 +44,7 @@ def quiet() -> Iterator[None]:
         os.dup2(target, 1)
         os.dup2(target, 2)
         logging.disable(logging.WARNING)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), os.fdopen(os.dup(target), "w", encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
             warnings.simplefilter("ignore")
             yield
     finally:
