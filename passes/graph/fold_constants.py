@@ -65,6 +65,10 @@ def _in_order(node: fx.Node) -> bool:
     return list(dims) == sorted(dims) and all(isinstance(d, int) and d >= 0 for d in dims)
 
 
+def _no_amount(node: fx.Node) -> bool:
+    return not any(node.args[1])  # type: ignore[arg-type]
+
+
 def _by(neutral: int) -> Callable[[fx.Node], bool]:
     return lambda node: isinstance(node.args[1], _LITERALS) and node.args[1] == neutral and len(node.args) == 2
 
@@ -79,6 +83,7 @@ _IDENTITY_IF: dict[object, Callable[[fx.Node], bool]] = {
     aten.alias.default: _same_value,
     aten.alpha_dropout.default: _evaluates(2),
     aten.clone.default: _same_layout,
+    aten.constant_pad_nd.default: _no_amount,
     aten.contiguous.default: _same_layout,
     aten.detach.default: _same_value,
     aten.div.Tensor: _by(1),
@@ -87,6 +92,7 @@ _IDENTITY_IF: dict[object, Callable[[fx.Node], bool]] = {
     aten.feature_dropout.default: _evaluates(2),
     aten.lift_fresh_copy.default: _same_layout,
     aten.mul.Tensor: _by(1),
+    aten.pad.default: _no_amount,
     aten.permute.default: _in_order,
     aten.reshape.default: _same_shape,
     aten.slice.Tensor: _same_shape,

@@ -56,7 +56,7 @@ def _root(parent: Mapping[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
 
 def _ties(node: fx.Node, schemes: Mapping[fx.Node, Scheme]) -> list[tuple[fx.Node, fx.Node]]:
     """Pairs (tensor, tensor whose values cover its own) that share a grid because of ``node``."""
-    if node.target in ops.SAME_GRID:
+    if ops.keeps_grid(node):
         return [(node, ops.activations(node)[0])]
     if node.target in ops.CONCATENATIONS:
         return [(part, node) for part in ops.activations(node)]

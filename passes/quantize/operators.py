@@ -36,6 +36,8 @@ SAME_GRID: frozenset[object] = frozenset(
 )
 """Operators whose results are some of their first argument's values: exact on integers, on the same grid."""
 
+_PADDING: frozenset[object] = frozenset({aten.constant_pad_nd.default, aten.pad.default})
+
 CLAMPS: frozenset[object] = frozenset({aten.clamp.default, aten.hardtanh.default, aten.relu.default, aten.relu6.default})
 """Activations that runtimes fuse into the operator before them: saturation at the ends of the grid does their work."""
 
@@ -66,6 +68,15 @@ SUMS: frozenset[object] = frozenset({aten.add.Tensor, aten.sub.Tensor})
 PRODUCTS: frozenset[object] = frozenset({aten.mul.Tensor})
 CONCATENATIONS: frozenset[object] = frozenset({aten.cat.default})
 """All arguments and the result share one grid, so that concatenation copies integers."""
+
+
+def keeps_grid(node: fx.Node) -> bool:
+    """Whether the values of ``node`` are some of its first argument's, and zeros: exact on integers, on the same grid."""
+    if node.target in _PADDING:
+        rest = list(node.args[2:])
+        mode = rest.pop(0) if node.target is aten.pad.default and rest else "constant"
+        return mode == "constant" and not any(rest)
+    return node.target in SAME_GRID
 
 
 def activations(node: fx.Node) -> tuple[fx.Node, ...]:

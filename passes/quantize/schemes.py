@@ -96,7 +96,7 @@ def assign(graph: fx.GraphModule, found: Candidates, scheme: str, exclude: tuple
         if node in found or any(user in wanted and fed.get(user) is Scheme.STATIC for user in node.users):
             wanted.add(node)
     chosen = {node: kind for node, kind in fed.items() if node in wanted}
-    for node in [n for n, kind in chosen.items() if kind is Scheme.STATIC and n.target not in ops.SAME_GRID]:
+    for node in [n for n, kind in chosen.items() if kind is Scheme.STATIC and not ops.keeps_grid(n)]:
         clamp = ops.fused_clamp(node)
         if clamp is not None and clamp in fed:
             chosen[clamp] = Scheme.STATIC
@@ -117,7 +117,7 @@ def _on_grid(node: fx.Node, fed: Mapping[fx.Node, Scheme]) -> bool:
         return False
     read = [a for a in node.all_input_nodes if isinstance(a.meta["val"], torch.Tensor)]
     static = [a for a in read if fed.get(a) is Scheme.STATIC]
-    if node.target in ops.SAME_GRID or node.target in ops.UNARY:
+    if ops.keeps_grid(node) or node.target in ops.UNARY:
         return node.args[0] in static
     if node.target in ops.SUMS:
         return len(read) == 2 and static == read and "alpha" not in node.kwargs

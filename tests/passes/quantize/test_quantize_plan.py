@@ -151,6 +151,24 @@ def test_a_concatenation_has_one_grid() -> None:
     assert ranges["cat_default"] == ranges["relu_default"] == ranges["conv2d_default"] == ranges["conv2d_default_1"]
 
 
+class Padded(nn.Module):
+    def __init__(self, mode: str, value: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 2)
+        self.mode, self.value = mode, value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(F.pad(torch.relu(self.a(x)), (1, 0, 1, 0), self.mode, self.value or None))
+
+
+@pytest.mark.parametrize(("mode", "value", "scheme"), [("constant", 0.0, "S"), ("constant", 2.0, "."), ("reflect", 0.0, ".")])
+def test_zero_padding_keeps_the_grid(mode: str, value: float, scheme: str) -> None:
+    result = quantized(Padded(mode, value), normal(8, 2, 4, 4))
+    assert picture(result) == f"conv2d:S relu:S pad:{scheme} conv2d:S"
+    ranges = plan_of(result).activations
+    assert scheme == "." or ranges["pad_default"] == ranges["relu_default"]
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
