@@ -1,7 +1,8 @@
 """Barriers that keep the converter from folding arithmetic with constants into weights that lie on a grid of the plan.
 
-Unhindered it multiplies the gain of a normalisation into the matrix product behind it, and adds the three of a hard sigmoid to the
-bias of the convolution before it: the operator then has other integers, or another result, than the plan.
+Unhindered it multiplies the gain of a normalisation into the matrix product behind it, the scale of an attention into the one before it,
+through views, and adds the three of a hard sigmoid to the bias of the convolution before it: the operator then has other integers, or
+another result, than the plan.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.weighted import LINEARS, weighted
 
 _aten = torch.ops.aten
+_FUSED = frozenset({_aten.clamp.default, _aten.hardtanh.default, _aten.relu.default, _aten.relu6.default})
+"""What may be built into the operator before it: no harm, and a conversion saved."""
 _ARITHMETIC = frozenset(
     {
         _aten.add.Scalar,
@@ -30,11 +33,14 @@ _ARITHMETIC = frozenset(
         _aten.sub.Tensor,
     }
 )
-"""What the converter folds into the operator before it when all else that it reads is constant."""
+"""What is folded into the convolution before it when all else that it reads is constant."""
 
 
 def guarded(model: Model) -> fx.GraphModule:
-    """The graph of ``model`` with barriers around what its plan quantizes. Needs litert_torch imported, which defines the operator."""
+    """The graph of ``model`` with barriers around what its plan quantizes. Needs litert_torch imported, which defines the operator.
+
+    Matrix products are shut off on both sides, convolutions where need be: a barrier has no channels-last layout.
+    """
     if model.quant is None:
         return model.graph
     graph = model.edit()
@@ -46,14 +52,18 @@ def guarded(model: Model) -> fx.GraphModule:
         if node.target in LINEARS and read is not None:
             with graph.graph.inserting_before(node):
                 node.replace_input_with(read, _barrier(graph, read))
-        folded = [user for user in node.users if user.target in _ARITHMETIC and all(n is node or n.op == "get_attr" for n in user.all_input_nodes)]
-        if folded:
+        shut_off = [user for user in node.users if (user.target not in _FUSED if node.target in LINEARS else _folds(user, node))]
+        if shut_off:
             with graph.graph.inserting_after(node):
                 barrier = _barrier(graph, node)
-            for user in folded:
+            for user in shut_off:
                 user.replace_input_with(node, barrier)
     graph.recompile()
     return graph
+
+
+def _folds(user: fx.Node, node: fx.Node) -> bool:
+    return user.target in _ARITHMETIC and all(n is node or n.op == "get_attr" for n in user.all_input_nodes)
 
 
 def _barrier(graph: fx.GraphModule, value: fx.Node) -> fx.Node:

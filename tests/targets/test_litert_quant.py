@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 def planned(model, scheme_of, *, also=(), seed=1):
-    """``model`` with its weights on grids and a plan: ``scheme_of(source)`` for operators with weights, STATIC for the targets ``also``; ranges are extremes."""
+    """``model`` with its weights on grids and a plan: ``scheme_of(source)`` for operators with weights, STATIC for those of ``also``."""
     graph = model.edit()
     ops, weights, watched = {}, {}, {}
     for node in graphs.operators(graph):

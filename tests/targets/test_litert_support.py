@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from edgesmith.compiler.diagnostics import Severity
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_model
 from edgesmith.targets.litert.operators import ALSO_DECOMPOSED, LOWERED, NOT_DECOMPOSED, REPLACED
 from edgesmith.targets.litert.support import unsupported
-from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_model
 
 
 @pytest.mark.parametrize("kind", [TinyTransformer, TinyConvNet])
