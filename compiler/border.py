@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import shlex
@@ -14,16 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgesmith.compiler.blame import describe, users_line
-from edgesmith.compiler.errors import EdgesmithError, OutputError, SourceError, UserError
+from edgesmith.compiler.errors import EdgesmithError, SourceError, UserError
+from edgesmith.compiler.files import refusal
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EFBIG: "the file would be too large",
-}
 _SHOWN_VERSIONS = (
     "edgesmith",
     "torch",
@@ -72,11 +66,11 @@ def translate(error: Exception) -> EdgesmithError | None:
     if isinstance(error, EdgesmithError):
         return error
     if isinstance(error, OSError):
-        place = str(error.filename or "")
-        if error.errno in _FULL:
-            return OutputError("cannot be written", where=place, why=_FULL[error.errno], hint="free some space, or choose another folder with --out")
-        if isinstance(error, PermissionError):
-            return UserError("permission denied", where=place)
+        refused = refusal(error)
+        if refused is not None:
+            return refused
+    if isinstance(error, PermissionError):
+        return UserError("permission denied", where=str(error.filename or ""))
     line = users_line(error)
     return SourceError(describe(error), where=line) if line else None
 

@@ -58,6 +58,22 @@ _REASONS = {
 }
 
 
+_NO_TEMPORARY = "No usable temporary directory"
+"""How Python's tempfile says that no folder for temporary files takes a byte: on a full disk, this error comes first."""
+
+
+def refusal(error: OSError, path: str | Path = "") -> OutputError | None:
+    """What a full or read-only disk said, as an ``OutputError`` about ``path`` (or what the error itself names); None for any other error."""
+    where, hint = str(path or error.filename or ""), "free some space, or choose another folder with --out"
+    if error.errno in _REASONS:
+        return OutputError("cannot be written", where=where, why=_REASONS[error.errno], hint=hint)
+    if _NO_TEMPORARY in str(error):
+        return OutputError(
+            "no folder for temporary files can be written", why="the disk is full", hint="free some space, or set TMPDIR to a folder that has some"
+        )
+    return None
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write into ``OutputError``."""
@@ -66,8 +82,7 @@ def translated(path: Path) -> Iterator[None]:
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         raise OutputError("cannot be written", where=str(path), why=error.strerror or str(error), hint="choose another folder with --out") from error
     except OSError as error:
-        if error.errno not in _REASONS:
+        refused = refusal(error, path)
+        if refused is None:
             raise
-        raise OutputError(
-            "cannot be written", where=str(path), why=_REASONS[error.errno], hint="free some space, or choose another folder with --out"
-        ) from error
+        raise refused from error

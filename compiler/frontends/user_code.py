@@ -12,6 +12,7 @@ from typing import Any
 from edgesmith.compiler.blame import describe, line_below
 from edgesmith.compiler.buildfile import Source
 from edgesmith.compiler.errors import EdgesmithError, SourceError, UserError
+from edgesmith.compiler.files import refusal
 from edgesmith.compiler.spec import load_file
 from edgesmith.compiler.suggest import did_you_mean
 from edgesmith.compiler.toml_places import shown
@@ -72,6 +73,9 @@ class Running:
         sys.path.remove(str(self._file.parent))
         if isinstance(raised, EdgesmithError) or not isinstance(raised, (Exception, SystemExit)):
             return
+        refused = refusal(raised) if isinstance(raised, OSError) else None
+        if refused is not None:
+            raise refused from raised
         raise self._error(describe(raised), where=line_below(raised, self._file.parent) or shown(self._file), hint=_hint(raised)) from raised
 
 

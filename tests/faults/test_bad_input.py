@@ -6,7 +6,10 @@ Every row spoils a copy of a project that was built before, and builds again int
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from edgesmith.compiler import border, cli
+from edgesmith.compiler.errors import OutputError
 from edgesmith.compiler.model import Model
 
 NET = """\
@@ -269,3 +273,64 @@ def test_bad_input_is_one_message_and_loses_nothing(project: Path, capfd: pytest
     assert len(told.splitlines()) <= 2
     assert outputs(project) == before
     assert {p.name for p in project.iterdir()} == there
+
+
+def test_an_output_folder_that_cannot_be_made(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (project / "taken").write_text("a file")
+    for out in ("taken", "taken/below"):
+        assert edgesmith("build", "edgesmith.toml", "--out", out) == 2
+        told = capfd.readouterr().err
+        assert told.startswith(f"error: {out}: cannot be written: ")
+        assert len(told.splitlines()) == 2
+    assert (project / "taken").read_text() == "a file"
+
+
+def test_an_output_that_is_in_the_way(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(project / "out")
+    (project / "out" / "model.onnx").mkdir(parents=True)
+    assert edgesmith("build", "edgesmith.toml", "--out", "out") == 2
+    assert "model.onnx: cannot be written: " in capfd.readouterr().err
+    assert not (project / "out" / "report.json").exists()
+
+
+LIMITED = "import resource, sys\nfrom edgesmith.compiler.cli import main\nresource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)\nmain()"
+
+
+@pytest.mark.parametrize("most_bytes", [0, 5_000])
+def test_a_full_disk(project: Path, most_bytes: int) -> None:
+    """No file may grow beyond some bytes, which every writer meets as it meets a full disk: a failing write."""
+    weights(lambda w: w["0.bias"].add_(1))(project)
+    before = outputs(project)
+    command = [sys.executable, "-c", LIMITED, str(most_bytes), "build", "edgesmith.toml", "--out", "out"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env={**os.environ, "TMPDIR": str(project)})
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert ("no folder for temporary files can be written" if most_bytes == 0 else "cannot be written: the file would be too large") in message
+    assert len(message.splitlines()) <= 2
+    assert outputs(project) == before
+    assert most_bytes == 0 or edgesmith("build", "edgesmith.toml", "--out", "out") == 0
+
+
+def test_saving_a_model_to_a_full_disk_keeps_the_one_before(tmp_path: Path) -> None:
+    model = Model.from_module(torch.nn.Linear(50, 40), (torch.zeros(1, 50),))
+    model.save(tmp_path / "model.pt2")
+    before = (tmp_path / "model.pt2").read_bytes()
+    was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, was[1]))
+    try:
+        with pytest.raises(OutputError):
+            model.save(tmp_path / "model.pt2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+    assert (tmp_path / "model.pt2").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_a_budget_nothing_can_meet_still_saves_the_artifact(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert edgesmith("build", "edgesmith.toml", "--out", "new", "--set", "budget.size_mb=0.000001") == 1
+    told = capfd.readouterr()
+    assert "Traceback" not in told.err + told.out
+    assert "size_mb" in told.out
+    assert "is over its limit of 1e-06 MB by" in told.out
+    assert (project / "new" / "model.onnx").stat().st_size > 0
+    assert (project / "new" / "report.json").is_file()
