@@ -84,11 +84,11 @@ def _visit(node: fx.Node, state: State) -> None:
         state.values[node] = _attribute(node, state)
         state.constant.add(node)
     else:
-        if node.all_input_nodes and all(n in state.constant for n in node.all_input_nodes):
+        if not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)) or all(n in state.constant for n in node.all_input_nodes):
             state.constant.add(node)
-        if (result := _call(node, state)) is not None:
-            _check(node, result)
-            state.values[node] = result
+        if (called := _call(node, state)) is not None:
+            _check(node, called)
+            state.values[node] = called
 
 
 def _attribute(node: fx.Node, state: State) -> Shape:
@@ -116,7 +116,9 @@ def _check(node: fx.Node, result: Result) -> None:
     for shape, value in pairs:
         if shape is not None and [size(t) for t in shape] != (expected := [int(n) for n in value.shape]):
             raise DefectError(
-                f"the axes of {node.target} have the sizes {[size(t) for t in shape]}, the tensor has {expected}", where=graphs.source(node), why=f"node {node.name}"
+                f"the axes of {node.target} have the sizes {[size(t) for t in shape]}, the tensor has {expected}",
+                where=graphs.source(node),
+                why=f"node {node.name}",
             )
 
 

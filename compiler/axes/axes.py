@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
 
 
@@ -146,7 +146,7 @@ def cut(term: Term, offsets: Sequence[int]) -> list[Term] | None:
 def _cut_axis(axis: Axis, offsets: Sequence[int]) -> list[Term] | None:
     if axis.parts is None:
         bounds = [0, *offsets, axis.size]
-        axis.parts = tuple((Axis(stop - start, axis.pin, axis.traits),) if stop - start > 1 else () for start, stop in zip(bounds, bounds[1:], strict=False))
+        axis.parts = tuple((Axis(stop - start, axis.pin, axis.traits),) if stop - start > 1 else () for start, stop in pairwise(bounds))
         return list(axis.parts)
     parts: list[Term] = []
     pieces: list[list[Term]] = [[]]

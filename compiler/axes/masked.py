@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import masked_statistics as statistics
@@ -23,6 +24,11 @@ aten = torch.ops.aten
 Alive = torch.Tensor | None
 """True where an element is alive; None where all are."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _packets(*lines: str) -> set[Any]:
+    return {getattr(aten, name) for line in lines for name in line.split()}
+
 
 _ELEMENTWISE = {
     aten.alias.default,
@@ -60,29 +66,24 @@ _OF_FIRST = {
     aten.tril.default,
     aten.triu.default,
 }
-_MOVES = {
-    getattr(aten, name)
-    for name in (
-        "view reshape _unsafe_view view_as reshape_as unflatten flatten ravel squeeze unsqueeze atleast_1d atleast_2d permute transpose t numpy_T mT swapaxes swapdims "
-        "movedim moveaxis expand expand_as broadcast_to repeat tile repeat_interleave cat concat concatenate stack split split_with_sizes chunk tensor_split unbind select slice narrow "
-        "roll flip index _unsafe_index index_select gather embedding pixel_shuffle pixel_unshuffle channel_shuffle broadcast_tensors constant_pad_nd pad"
-    ).split()
-}
+_MOVES = _packets(
+    "view reshape _unsafe_view view_as reshape_as unflatten flatten ravel squeeze unsqueeze atleast_1d atleast_2d",
+    "permute transpose t numpy_T mT swapaxes swapdims movedim moveaxis expand expand_as broadcast_to broadcast_tensors repeat tile repeat_interleave",
+    "cat concat concatenate stack split split_with_sizes chunk tensor_split unbind select slice narrow roll flip",
+    "index _unsafe_index index_select gather embedding pixel_shuffle pixel_unshuffle channel_shuffle constant_pad_nd pad",
+)
 _SHAPED_LIKE = {aten.expand_as.default, aten.view_as.default, aten.reshape_as.default}
-_WINDOWS = {
-    getattr(aten, name)
-    for name in (
-        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d "
-        "max_pool2d_with_indices upsample_linear1d upsample_nearest1d upsample_bilinear2d upsample_bicubic2d upsample_nearest2d upsample_nearest3d upsample_trilinear3d "
-        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col col2im topk sort"
-    ).split()
-}
-_PRODUCTS = {
-    getattr(aten, name) for name in "linear matmul mm bmm mv dot einsum addmm baddbmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split()
-}
-_ADDENDS = {aten.addmm: 0, aten.baddbmm: 0, aten.linear: 2} | {
-    p: 2 for p in (aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.convolution)
-}
+_WINDOWS = _packets(
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d",
+    "adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d",
+    "upsample_linear1d upsample_nearest1d upsample_bilinear2d upsample_bicubic2d upsample_nearest2d upsample_nearest3d upsample_trilinear3d",
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d grid_sampler_2d",
+    "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col col2im topk sort",
+)
+_CONVOLUTIONS = _packets("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
+_PRODUCTS = _CONVOLUTIONS | _packets("linear matmul mm bmm mv dot einsum addmm baddbmm")
+_ADDENDS = {aten.addmm: 0, aten.baddbmm: 0, aten.linear: 2} | dict.fromkeys(_CONVOLUTIONS, 2)
+"""Where the operator takes what it adds to the product."""
 
 
 class MaskedInterpreter(fx.Interpreter):
@@ -94,7 +95,13 @@ class MaskedInterpreter(fx.Interpreter):
         self.alive: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """The value of a node; its mask goes to ``alive``. Dead elements of the value are zero."""
+        """The value of a node; its mask goes to ``alive`` for as long as it is needed. Dead elements of the value are zero."""
+        value = self._run(n)
+        for past in self.user_to_last_uses.get(n, ()) if n.op != "output" else ():
+            self.alive.pop(past, None)
+        return value
+
+    def _run(self, n: fx.Node) -> Any:
         if n.op == "get_attr":
             value = graphs.tensor(self.module, str(n.target))  # type: ignore[arg-type]
             mask = self._dead.get(id(value))
@@ -103,7 +110,7 @@ class MaskedInterpreter(fx.Interpreter):
         if n.op != "call_function" or not any(self._any_dead(a) for a in n.all_input_nodes):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        masks = fx.map_arg((n.args, n.kwargs), lambda a: _Mask(self.alive.get(a)))
+        masks: Any = pytree.tree_map_only(fx.Node, lambda a: _Mask(self.alive.get(a)), (n.args, n.kwargs))
         value, alive = self._dispatch(n, (args, kwargs), masks)
         self.alive[n] = [_some(m) for m in alive] if isinstance(alive, (list, tuple)) else _some(alive)
         return value

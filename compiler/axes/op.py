@@ -6,6 +6,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class Op:
         return self.sizes(self.node)
 
     def is_constant(self, node: fx.Node) -> bool:
-        """Whether ``node`` depends on no input of the model."""
+        """Whether ``node`` depends on no input of the model, but for its size."""
         return node in self.state.constant
 
     # what a rule says -------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ class Op:
         if pieces is None:
             self.pin([term], f"cut inside a block by {self.node.target}")
             bounds = [0, *offsets, size(term)]
-            pieces = [self.pinned(b - a, f"cut inside a block by {self.node.target}") for a, b in zip(bounds, bounds[1:], strict=False)]
+            pieces = [self.pinned(b - a, f"cut inside a block by {self.node.target}") for a, b in pairwise(bounds)]
         return pieces
 
     def unknown(self, what: str) -> Result:
@@ -174,13 +175,9 @@ class Op:
             return tuple(self.pinned(int(n), why) for n in value.shape)
         return [tuple(self.pinned(int(n), why) for n in v.shape) if isinstance(v, torch.Tensor) else None for v in value]
 
-    def argument_of(self, node: fx.Node) -> str:
-        """The name of the argument that ``node`` is."""
-        return next((name for name in arguments(self.node.target) if self.arg(name) is node), "")
-
-    def role(self, argument: str, **dims: int) -> None:
-        """Which side of a weight's dimensions produces units and which consumes them: ``producer=0, consumer=1``."""
-        node, order = self.arg(argument), None
+    def role(self, node: object, **dims: int) -> None:
+        """Which dimension of a weight produces units and which consumes them: ``producer=0, consumer=1``. What is no weight is passed over."""
+        order = None
         while isinstance(node, fx.Node) and node.op == "call_function" and node.target in _MOVES:
             order = _MOVES[node.target](node, order)
             node = node.args[0]
@@ -287,4 +284,7 @@ def _permuted(node: fx.Node, order: list[int] | None) -> list[int]:
     return mine if order is None else [mine[d] for d in order]
 
 
-_MOVES = dict.fromkeys((torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.permute.default, torch.ops.aten.numpy_T.default, torch.ops.aten.mT.default), _permuted)
+_MOVES = dict.fromkeys(
+    (torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.permute.default, torch.ops.aten.numpy_T.default, torch.ops.aten.mT.default),
+    _permuted,
+)

@@ -61,9 +61,7 @@ def prove(
     )
 
 
-def compare(
-    before: Model, after: Model, removals: Mapping[str, Iterable[int]], axes: Axes, inputs: tuple[torch.Tensor, ...], *, double: bool = False
-) -> float:
+def compare(before: Model, after: Model, removals: Mapping[str, Iterable[int]], axes: Axes, inputs: tuple[torch.Tensor, ...], *, double: bool = False) -> float:
     """The largest difference of any output relative to the largest value of that output; infinite where a dead unit reaches an output."""
     reference, pruned = before.graph, after.graph
     dead = dead_elements(before, removals, axes)
@@ -149,5 +147,3 @@ def _culprit(before: Model, removals: Mapping[str, Iterable[int]], axes: Axes, i
 
 def _tuple(value: Any) -> tuple[torch.Tensor, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -45,7 +46,7 @@ def fisher(axes: Axes, groups: Sequence[PruneGroup], ctx: PassContext, samples: 
 
     A unit's switch scales what is read of it (where nothing reads it by weights, what makes it). With the gradient of the log-likelihood of an output
     drawn from the model itself, half the expected square of the switch's gradient is that rise; no label is looked at
-    (Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", section 4.1). Outputs of one column are taken as the mean of a normal distribution.
+    (Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", section 4.1). A single number is the mean of a normal distribution.
     """
     model = axes.model
     split = ctx.need_data("prune{importance=taylor}").train
@@ -67,7 +68,7 @@ def fisher(axes: Axes, groups: Sequence[PruneGroup], ctx: PassContext, samples: 
         loss = _own_likelihood(model, outputs, generator)
         gradients = dict(zip(map(id, wanted), torch.autograd.grad(loss, wanted, allow_unused=True), strict=True))
         for group in groups:
-            switch = sum_over_units(group, read[group.name], lambda p: _times_gradient(p, gradients[id(p)]))
+            switch = sum_over_units(group, read[group.name], partial(_times_gradient, gradients))
             scores[group.name] += 0.5 * switch**2 / len(order)
     return scores
 
@@ -84,7 +85,7 @@ def _own_likelihood(model: Model, outputs: Sequence[torch.Tensor], generator: to
     """Minus the log-likelihood of outputs drawn from the model's own distribution."""
     positions = learnable(model)
     if not positions:
-        raise UnsupportedError("prune{importance=taylor} has no output to look at", why="a floating-point output is needed", hint="importance=l2 looks at weights only")
+        raise UnsupportedError("importance=taylor finds no floating-point output to look at", hint="importance=l2 looks at weights only")
     total = torch.zeros(())
     for position in positions:
         logits = rows(outputs[position])
@@ -96,7 +97,8 @@ def _own_likelihood(model: Model, outputs: Sequence[torch.Tensor], generator: to
     return total
 
 
-def _times_gradient(parameter: nn.Parameter, gradient: torch.Tensor | None) -> torch.Tensor:
+def _times_gradient(gradients: Mapping[int, torch.Tensor | None], parameter: nn.Parameter) -> torch.Tensor:
+    gradient = gradients[id(parameter)]
     return torch.zeros_like(parameter) if gradient is None else parameter.detach() * gradient
 
 

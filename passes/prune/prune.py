@@ -64,7 +64,7 @@ class Prune(Pass):
         for pattern in self.exclude:
             paths = {path for group in axes.groups for path in _paths(group)}
             if not any(_matches(path, pattern) for path in paths):
-                yield Diagnostic(Severity.ERROR, "prune.unknown-path", pattern, "this pattern matches no layer that could be pruned", did_you_mean(pattern, paths))
+                yield Diagnostic(Severity.ERROR, "prune.unknown-path", pattern, "matches no layer that could be pruned", did_you_mean(pattern, paths))
         if not self._chosen(axes):
             yield Diagnostic(Severity.ERROR, "prune.nothing", "", "no group of units may go", _why_none(axes))
 

@@ -8,7 +8,7 @@ import torch
 
 from edgesmith.compiler.axes.axes import Term, Trait, concatenation, factored, fresh, pinned, size
 from edgesmith.compiler.axes.op import Op, Result, Shape
-from edgesmith.compiler.axes.rules.table import rule
+from edgesmith.compiler.axes.rules.table import overloads_of, rule
 
 aten = torch.ops.aten
 
@@ -41,14 +41,14 @@ def _convolution(op: Op, split: Callable[[Op, Term, Shape, int], Term]) -> Shape
     op.pin(weight[2:], "a convolution's window")
     if bias is not None:
         op.unify(bias[0], out)
-        op.role("bias", producer=0)
+        op.role(op.arg("bias"), producer=0)
     return (*x[: -spatial - 1], out, *_windows(op, x[-spatial:], weight[2:]))
 
 
 def _split_forward(op: Op, channels: Term, weight: Shape, groups: int) -> Term:
     if groups == 1:
         op.unify(channels, weight[1])
-        op.role("weight", producer=0, consumer=1)
+        op.role(op.arg("weight"), producer=0, consumer=1)
         return weight[0]
     inside = size(weight[1])
     group, width = factored(channels, [groups, inside], op.reason)
@@ -57,18 +57,18 @@ def _split_forward(op: Op, channels: Term, weight: Shape, groups: int) -> Term:
     op.unify(weight[0], group + outputs)
     op.resize("groups", group)
     if inside > 1:
-        op.role("weight", producer=0, consumer=1)
+        op.role(op.arg("weight"), producer=0, consumer=1)
     return weight[0]
 
 
 def _split_transposed(op: Op, channels: Term, weight: Shape, groups: int) -> Term:
     op.unify(channels, weight[0])
     if groups == 1:
-        op.role("weight", producer=1, consumer=0)
+        op.role(op.arg("weight"), producer=1, consumer=0)
         return weight[1]
     group = factored(channels, [groups, size(channels) // groups], op.reason)[0]
     op.resize("groups", group)
-    op.role("weight", producer=1, consumer=0)
+    op.role(op.arg("weight"), producer=1, consumer=0)
     return group + weight[1]
 
 
@@ -85,7 +85,15 @@ def _windows(op: Op, inputs: Shape, kernel: Shape) -> Shape:
 
 
 _WINDOWED = {
-    1: (aten.max_pool1d, aten.avg_pool1d, aten.adaptive_avg_pool1d.default, aten.upsample_linear1d, aten.upsample_nearest1d, aten.reflection_pad1d, aten.replication_pad1d),
+    1: (
+        aten.max_pool1d,
+        aten.avg_pool1d,
+        aten.adaptive_avg_pool1d.default,
+        aten.upsample_linear1d,
+        aten.upsample_nearest1d,
+        aten.reflection_pad1d,
+        aten.replication_pad1d,
+    ),
     2: (
         aten.max_pool2d,
         aten.avg_pool2d.default,
@@ -105,13 +113,13 @@ _WINDOWED = {
     ),
     3: (aten.max_pool3d, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default, aten.upsample_trilinear3d, aten.upsample_nearest3d),
 }
-_SPATIAL = {overload: n for n, entries in _WINDOWED.items() for entry in entries for overload in ([entry] if isinstance(entry, torch._ops.OpOverload) else [getattr(entry, o) for o in entry.overloads()])}
+_SPATIAL = {overload: n for n, entries in _WINDOWED.items() for entry in entries for overload in overloads_of(entry)}
 
 
 @rule(*_SPATIAL)
 def windowed(op: Op) -> Result:
     """Pooling, resampling and mirrored padding: the last dimensions are pinned, the others pass."""
-    count = _SPATIAL[op.node.target]  # type: ignore[index]
+    count = next(n for overload, n in _SPATIAL.items() if overload is op.node.target)
     x = op.of(op.node.args[0])  # type: ignore[arg-type]
     for extra in op.node.all_input_nodes[1:]:
         if isinstance(op.state.values.get(extra), tuple):
@@ -182,7 +190,6 @@ def _padded(op: Op, term: Term, before: int, after: int, entries: list[Term | No
     parts = [new(before) if before else None, term, new(after) if after else None]
     entries[at], entries[at + 1] = parts[0], parts[2]
     return concatenation([part for part in parts if part is not None])
-
 
 
 @rule(aten.im2col.default)

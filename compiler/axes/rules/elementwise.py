@@ -52,7 +52,7 @@ _ADDITIONS = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor}
 )
 def elementwise(op: Op) -> Shape:
     """Operands are aligned at the right; a size of 1 against more says nothing."""
-    operands = [node for node in _tensor_arguments(op.node)]
+    operands = _tensor_arguments(op.node)
     result: list[Term] = []
     shapes = [op.of(node) for node in operands]
     added = op.node.target in _ADDITIONS and not any(op.is_constant(node) for node in operands)

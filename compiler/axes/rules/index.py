@@ -17,7 +17,7 @@ def embedding(op: Op) -> Shape:
     """(V, E) looked up by (...) -> (..., E); V is pinned."""
     weight, indices = op.terms("weight"), op.terms("indices")
     op.pin(weight[:1], "looked up by number")
-    op.role("weight", producer=1)
+    op.role(op.arg("weight"), producer=1)
     return (*indices, *weight[1:])
 
 

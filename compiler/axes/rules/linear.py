@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from edgesmith.compiler.axes.axes import Term, Trait, factored, pinned, size
-from edgesmith.compiler.axes.op import Kept, Op, Shape, get_argument, set_argument
+from edgesmith.compiler.axes.op import Kept, Op, Result, Shape, get_argument, set_argument
 from edgesmith.compiler.axes.rules.table import rule
 
 aten = torch.ops.aten
@@ -21,10 +21,10 @@ def linear(op: Op) -> Shape:
     op.unify(x[-1], weight[-1])
     if bias is not None:
         op.unify(bias[0], weight[0])
-        op.role("bias", producer=0)
+        op.role(op.arg("bias"), producer=0)
     if len(weight) == 1:
         return x[:-1]
-    op.role("weight", producer=0, consumer=1)
+    op.role(op.arg("weight"), producer=0, consumer=1)
     return (*x[:-1], weight[0])
 
 
@@ -42,7 +42,7 @@ def addmm(op: Op) -> Shape:
     left, right = ("mat1", "mat2") if op.node.target is aten.addmm.default else ("batch1", "batch2")
     shape = _product(op, op.arg(left), op.arg(right))
     op.align(op.terms("self"), shape)
-    op.role("self", producer=len(op.terms("self")) - 1)
+    op.role(op.arg("self"), producer=len(op.terms("self")) - 1)
     return shape
 
 
@@ -55,21 +55,20 @@ def _product(op: Op, left: fx.Node, right: fx.Node) -> Shape:
     if not op.is_constant(left) and not op.is_constant(right):
         op.mark(batch, Trait.HEADS)
         op.mark((a[-1], *rows, *columns), Trait.HEAD_DIM)
-    name = op.argument_of(right)
-    if len(b) == 2 and name:
-        op.role(name, consumer=0, producer=1)
+    if len(b) == 2:
+        op.role(right, consumer=0, producer=1)
     return (*batch, *rows, *columns)
 
 
 @rule(aten.einsum.default)
-def einsum(op: Op) -> Shape:
+def einsum(op: Op) -> Result:
     """Equal letters are equal dimensions; an ellipsis is pinned."""
     equation = str(op.arg("equation")).replace(" ", "")
     nodes = list(op.arg("tensors"))
     if "." in equation:
         return op.unknown("an einsum with an ellipsis")
-    inputs, _, output = equation.partition("->")
-    if not _:
+    inputs, arrow, output = equation.partition("->")
+    if not arrow:
         letters = sorted(set(inputs) - {","})
         output = "".join(c for c in letters if inputs.count(c) == 1)
     known: dict[str, Term] = {}
@@ -79,6 +78,12 @@ def einsum(op: Op) -> Shape:
                 op.unify(known[letter], term)
             elif size(term) > 1 or letter not in known:
                 known[letter] = term
+    for letters_of, node in zip(inputs.split(","), nodes, strict=True):
+        for dim, letter in enumerate(letters_of):
+            if inputs.count(letter) == 1:
+                op.role(node, producer=dim)
+            elif letter not in output:
+                op.role(node, consumer=dim)
     if sum(not op.is_constant(n) for n in nodes) > 1:
         everywhere = [c for c in known if all(c in part for part in inputs.split(",")) and c in output]
         op.mark([known[c] for c in everywhere], Trait.HEADS)

@@ -16,13 +16,17 @@ TABLE: dict[Any, Rule] = {}
 """Filled by the modules of this package as they are imported."""
 
 
+def overloads_of(operator: OpOverload | OpOverloadPacket) -> list[OpOverload]:
+    """The overload itself, or all those of a packet."""
+    return [operator] if isinstance(operator, OpOverload) else [getattr(operator, name) for name in operator.overloads()]
+
+
 def rule(*operators: OpOverload | OpOverloadPacket) -> Callable[[Rule], Rule]:
     """Enter the decorated function for these operators; a packet stands for all its overloads."""
 
     def enter(function: Rule) -> Rule:
         for operator in operators:
-            overloads = [operator] if isinstance(operator, OpOverload) else [getattr(operator, name) for name in operator.overloads()]
-            for overload in overloads:
+            for overload in overloads_of(operator):
                 assert overload not in TABLE, overload
                 TABLE[overload] = function
         return function
