@@ -30,8 +30,8 @@ def test_nominal_95_percent_intervals_cover(percentile: int, between: float) -> 
 
 def test_blocks_taken_for_independent_calls_would_not_cover() -> None:
     rng = np.random.default_rng(0)
-    found = [block_percentile(drawn(rng, 0.1), [1] * (BLOCKS * CALLS), 50) for _ in range(40)]
-    assert sum(interval.low <= 1e6 <= interval.high for interval in found) < 28
+    found = [block_percentile(drawn(rng, 0.1), [1] * (BLOCKS * CALLS), 50) for _ in range(20)]
+    assert sum(interval.low <= 1e6 <= interval.high for interval in found) < 14
 
 
 def test_an_interval_is_in_the_samples_and_around_the_value() -> None:

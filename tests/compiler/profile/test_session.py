@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +131,30 @@ def test_an_error_here_ends_the_process_too(tmp_path: Path, scratch: Path) -> No
     assert time.monotonic() - start < 4
     assert not is_alive(tmp_path)
     assert not list(scratch.iterdir())
+
+
+def test_a_hanging_runner_ends_with_its_killed_parent(tmp_path: Path) -> None:
+    path = script(tmp_path, load="hang")
+    code = (
+        "from pathlib import Path; from edgesmith.compiler.profile.session import open_session\n"
+        f"with open_session(Path({str(path)!r}), Path({str(SCRIPTED)!r})): pass"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)})
+    try:
+        waited(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text() != "")
+        assert is_alive(tmp_path)
+    finally:
+        parent.kill()
+        parent.wait()
+    waited(lambda: not is_alive(tmp_path))
+
+
+def waited(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds, for half a minute at most."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("how", ["die", "raise"])
