@@ -48,7 +48,7 @@ class _Quantiser:
     """Applies one plan to one graph, in place."""
 
     def __init__(self, graph: fx.GraphModule, plan: QuantPlan) -> None:
-        import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the operators
+        import torch.ao.quantization.fx._decomposed
 
         self._ops = torch.ops.quantized_decomposed
         self._module = graph

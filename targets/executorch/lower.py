@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 from pathlib import Path
 
@@ -37,11 +38,9 @@ def lower(model: Model, folder: Path, filename: str) -> Artifact:
 
 
 def _require_executorch() -> None:
-    try:
-        with quiet():
-            import executorch.exir
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "executorch", "executorch") from error
+    for module in ("executorch", "torchao"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(module, "executorch")
 
 
 def serialised(model: Model) -> bytes:

@@ -32,6 +32,8 @@ def rewrite_in_place(graph: fx.GraphModule) -> None:
             assert isinstance(node.args[0], fx.Node)
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+        elif node.target is aten.view.default:
+            node.target = aten.reshape.default  # other rewrites change strides, which a view depends on
         elif node.target is aten.mean.dim:
             _keep_dimensions(graph, node)
         elif node.target is aten.max_pool2d.default and not (*node.args[2:], ())[0]:
@@ -44,7 +46,7 @@ _IDENTITIES = frozenset({aten.alias.default, aten.clone.default, aten.contiguous
 def _keep_dimensions(graph: fx.GraphModule, node: fx.Node) -> None:
     x, dims, *keep = node.args
     assert isinstance(x, fx.Node) and isinstance(dims, (list, tuple))
-    if len(_shape(x)) != 4 or sorted(int(d) % 4 for d in dims) != [2, 3] or any(keep) or node.kwargs:  # type: ignore[arg-type]
+    if len(_shape(x)) != 4 or sorted(int(d) % 4 for d in dims) != [2, 3] or any(keep) or node.kwargs:
         return
     flat, (batch, channels) = node.meta["val"], _shape(node)
     node.args = (x, dims, True)

@@ -73,7 +73,7 @@ class _Decompose(TorchDispatchMode):
         super().__init__()
         self.missing: set[str] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.name() in kernels() or func.name() in _VANISHING:
             return func(*args, **(kwargs or {}))
         with self:
