@@ -5,8 +5,9 @@ A target's INT8 file is compared with this, and a plan is scored with it before 
 - STATIC operator: every activation input is rounded to the int8 grid that the plan gives it, then the operator is computed, then the result
   is rounded to its own grid. What a float operator computes is rounded only for its static readers.
 - DYNAMIC operator: the activation input is rounded to a grid made from its own values when it runs; the result stays float.
-- Weights already lie on their grid (``WeightGrid``). Sums are float32 where a runtime adds integers, biases are not rounded to int32, and a
-  runtime may rescale by a fixed-point multiplier: results differ from a runtime's by one step where a value falls next to a tie.
+- Weights already lie on their grid (``WeightGrid``). The bias of a static operator is rounded to multiples of input scale x weight scale.
+- Sums are float32 where a runtime adds integers, and a runtime may rescale by a fixed-point multiplier: results differ from a runtime's by one
+  step where a value falls next to a tie.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class DynamicGrid(enum.Enum):
     """Which values share a grid, and of which kind, in a DYNAMIC operator."""
 
     ROW_SYMMETRIC = "row-symmetric"
-    """One grid [-127, 127] per row, the last dimension (LiteRT's dynamic-range kernels)."""
+    """One grid [-127, 127] per row, the last dimension (LiteRT's own dynamic-range kernels)."""
     ROW_ASYMMETRIC = "row-asymmetric"
-    """One grid [-128, 127] with a zero point per row (XNNPACK's qd8)."""
+    """One grid [-128, 127] with a zero point per row (XNNPACK's qd8: ExecuTorch, and LiteRT through its default delegate)."""
     TENSOR_ASYMMETRIC = "tensor-asymmetric"
     """One grid [0, 255] with a zero point for the whole tensor (ONNX ``DynamicQuantizeLinear``)."""
 
@@ -76,7 +77,7 @@ _DYNAMIC = {
 }
 
 
-def simulated(model: Model, dynamic: DynamicGrid = DynamicGrid.ROW_SYMMETRIC) -> Callable[..., Any]:
+def simulated(model: Model, dynamic: DynamicGrid = DynamicGrid.ROW_ASYMMETRIC) -> Callable[..., Any]:
     """``model`` as its plan says it runs: takes the model's inputs, gives its outputs (float32, no gradients).
 
     Without a plan it is the model itself. ``dynamic`` says how DYNAMIC operators round what they read, which differs among runtimes.
@@ -90,12 +91,16 @@ def simulated(model: Model, dynamic: DynamicGrid = DynamicGrid.ROW_SYMMETRIC) ->
     return run
 
 
-def simulated_graph(model: Model, dynamic: DynamicGrid = DynamicGrid.ROW_SYMMETRIC) -> fx.GraphModule:
+def simulated_graph(model: Model, dynamic: DynamicGrid = DynamicGrid.ROW_ASYMMETRIC) -> fx.GraphModule:
     """``model.graph`` with a node for every rounding; its other nodes keep their names, its tensors are shared with the model."""
     graph = model.edit()
     if model.quant is not None:
         rounded: dict[fx.Node, fx.Node] = {}
-        for node in list(graphs.operators(graph)):
+        operators = list(graphs.operators(graph))
+        for node in operators:
+            if model.quant.scheme(node.name) is Scheme.STATIC:
+                _round_bias(graph, node, model.quant)
+        for node in operators:
             scheme = model.quant.scheme(node.name)
             if scheme is Scheme.STATIC:
                 _round_inputs(node, model.quant, rounded)
@@ -104,6 +109,23 @@ def simulated_graph(model: Model, dynamic: DynamicGrid = DynamicGrid.ROW_SYMMETR
                 _round_dynamically(node, dynamic)
         graph.recompile()
     return graph
+
+
+def _round_bias(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> None:
+    """Give a static weighted operator the bias that runtimes add in int32: a multiple of input scale x weight scale in each channel."""
+    kind = weighted(node)
+    activation, weight, bias = (kind.argument(node, p) for p in (kind.activation, kind.weight, kind.bias)) if kind else (None, None, None)
+    if activation is None or weight is None or bias is None or bias.op != "get_attr" or str(weight.target) not in plan.weights:
+        return
+    scales = torch.tensor(plan.weights[str(weight.target)].scales, dtype=torch.float64)
+    value = graphs.tensor(graph, str(bias.target)).detach()
+    step = plan.activations[activation.name].scale * scales.repeat(value.numel() // len(scales))
+    name = f"_simulated.{node.name}.bias"
+    graphs.add_tensor(graph, name, (torch.round(value.double() / step) * step).to(value.dtype))
+    with graph.graph.inserting_before(node):
+        rounded = graph.graph.get_attr(name)
+    rounded.meta["source"] = bias.meta.get("source", "")
+    node.replace_input_with(bias, rounded)
 
 
 def _round_inputs(node: fx.Node, plan: QuantPlan, rounded: dict[fx.Node, fx.Node]) -> None:

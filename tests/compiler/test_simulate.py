@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,12 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler import registry
 from edgesmith.compiler.errors import DefectError
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.quantplan import QuantPlan, Scheme, TensorRange
+from edgesmith.compiler.passbase import PassContext
+from edgesmith.compiler.profile.session import open_session
+from edgesmith.compiler.quantplan import QuantPlan, Scheme, TensorRange, WeightGrid
 from edgesmith.compiler.simulate import (
     DynamicGrid,
     fake_quantize,
@@ -21,8 +26,10 @@ from edgesmith.compiler.simulate import (
     simulated,
     simulated_graph,
 )
-from edgesmith.compiler.testing import tiny_model
+from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_data, tiny_model
 from edgesmith.kernels import affine
+from edgesmith.passes.graph.fold_batch_norm import FoldBatchNorm
+from edgesmith.passes.quantize.quantize import Quantize
 
 VALUES = arrays.arrays(
     np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(-1e4, 1e4, width=32).map(lambda x: x if abs(x) > 1e-6 else 0.0)
@@ -107,6 +114,39 @@ def test_a_plan_is_written_out_node_by_node() -> None:
     names = [n.target.__name__ if n.target is fake_quantize else str(n.target) for n in graphs.operators(graph)]
     assert names == ["aten.sin.default", "fake_quantize", "aten.conv2d.default", "fake_quantize", "aten.relu.default", "fake_quantize", "aten.cos.default"]
     assert {n.name for n in graphs.operators(model.graph)} <= {n.name for n in graphs.operators(graph)}
+
+
+def test_the_bias_of_a_static_operator_is_a_whole_number_of_steps() -> None:
+    torch.manual_seed(0)
+    model = Model.from_module(nn.Sequential(nn.Conv2d(1, 3, 1)), (torch.randn(2, 1, 3, 3),))
+    plan = QuantPlan(
+        {"conv2d_default": Scheme.STATIC}, {"input_1": planned(-1, 1), "conv2d_default": planned(-2, 2)}, {"0.weight": WeightGrid((0.5, 0.25, 2.0), 0)}
+    )
+    graph = simulated_graph(model.with_graph(model.edit(), quant=plan))
+    (conv,) = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.conv2d.default)
+    bias, exact = graphs.tensor(graph, str(conv.args[2].target)), graphs.tensor(model.graph, "0.bias")
+    step = plan.activations["input_1"].scale * torch.tensor([0.5, 0.25, 2.0], dtype=torch.float64)
+    assert torch.equal((torch.round(exact.detach().double() / step) * step).float(), bias)
+    assert not torch.equal(bias, exact)
+    assert (bias - exact).abs().le(step / 2).all()
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [(TinyConvNet, "static"), (TinyTransformer, "auto")])
+def test_it_is_what_a_runtime_computes(kind: type[nn.Module], scheme: str, tmp_path: Path) -> None:
+    """The file that ONNX Runtime runs gives the simulation's numbers: the same grid points where the result is on a grid."""
+    pytest.importorskip("onnxruntime")
+    model = FoldBatchNorm().run(tiny_model(kind), PassContext()).model
+    model = Quantize(scheme=scheme).run(model, PassContext(data=tiny_data().for_passes())).model
+    target = registry.target("onnxruntime")
+    artifact = target.lower(model, tmp_path)
+    images = tiny_data().validation.inputs[0]
+    with open_session(artifact.path, target.runner, 1, log=tmp_path / "log") as session:
+        theirs = np.concatenate([session.run((image[None],))[0] for image in images])
+    run = simulated(model, DynamicGrid.TENSOR_ASYMMETRIC)
+    ours = np.concatenate([run(torch.from_numpy(image[None])).numpy() for image in images])
+    noise = np.abs(model(torch.from_numpy(images)).numpy() - ours).mean()
+    assert np.mean(np.abs(ours - theirs) <= 1e-3 * noise) >= 0.99
+    assert np.abs(ours - theirs).max() <= 10 * noise
 
 
 def test_without_a_plan_it_is_the_model() -> None:
