@@ -164,6 +164,14 @@ def test_wrong_functions_are_named_with_their_line(here: Path, linear: Model, bo
     assert str(caught.value).startswith(message)
 
 
+def test_every_float_sample_is_looked_at(linear: Model) -> None:
+    good = Split((np.zeros((600, 4), np.float32),), np.zeros(600, np.int64))
+    x = good.inputs[0].copy()
+    x[577, 3] = np.inf
+    with pytest.raises(DataError, match="data: test: sample 577 of input 'input' holds NaN or infinite"):
+        check_data(Data(good, good, Split((x,), good.labels)), linear)
+
+
 def test_labels_of_other_tasks_are_left_alone(linear: Model) -> None:
     split = Split((np.zeros((9, 4), np.float32),), np.linspace(-1, 1, 9))
     check_data(Data(split, split, split), linear, classification=False)

@@ -108,15 +108,15 @@ def test_two_folders_with_modules_of_the_same_name_do_not_mix(folder: Path, tmp_
     other = tmp_path / "other"
     other.mkdir()
     (other / "net.py").write_text("from layers import Head\n\ndef net():\n    return Head(4, 7)\n")
-    (other / "layers.py").write_text(LAYERS)
-    assert load_model(spec(folder, "net")).outputs[0].shape == (None, 3)
-    model = load_model(spec(other, "net"))
-    assert model.outputs[0].shape == (None, 7)
+    (other / "layers.py").write_text("from torch import nn\n\ndef Head(a, b):\n    return nn.Linear(a, b + 1)\n")
+    for _ in range(2):
+        assert load_model(spec(folder, "net")).outputs[0].shape == (None, 3)
+        assert load_model(spec(other, "net")).outputs[0].shape == (None, 8)
 
 
 def test_inputs_are_put_in_the_order_of_forward(folder: Path) -> None:
-    mask, ids = InputSpec((5,), "int64", "mask"), InputSpec((5,), "int64", "ids")
-    assert [i.name for i in load_model(spec(folder, "pair", (mask, ids))).inputs] == ["ids", "mask"]
+    mask, ids = InputSpec((5,), "float32", "mask"), InputSpec((5,), "int64", "ids")
+    assert [(i.name, i.dtype) for i in load_model(spec(folder, "pair", (mask, ids))).inputs] == [("ids", "int64"), ("mask", "float32")]
 
 
 @pytest.mark.parametrize(
