@@ -25,6 +25,12 @@ QUIT_S = 5.0
 READ_BYTES = 1 << 16
 
 
+def _environment(threads: int) -> dict[str, str]:
+    """That of this process, but for what decides how the runtime's threads run and wait."""
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    return {**kept, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+
+
 class WorkerProcess:
     """A fresh process of worker.py, in a process group of its own; a context manager that leaves no process behind.
 
@@ -47,7 +53,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))},
+                env=_environment(threads),
                 cwd=tempfile.gettempdir(),
                 start_new_session=True,
             )
