@@ -124,6 +124,14 @@ def test_misbehaviour_is_one_clear_error_and_leaves_nothing(tmp_path: Path, scra
     assert not list(scratch.iterdir())
 
 
+def test_a_hanging_runner_is_stopped_at_once(tmp_path: Path) -> None:
+    with open_session(script(tmp_path, run="hang"), SCRIPTED, timeout_s=1.0) as session:
+        for _ in range(2):
+            with pytest.raises(RunnerError, match="failed to run"):
+                session.run((np.zeros((1, 2), np.float32),))
+            assert not is_alive(tmp_path)
+
+
 def test_an_error_here_ends_the_process_too(tmp_path: Path, scratch: Path) -> None:
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), open_session(script(tmp_path), SCRIPTED):
