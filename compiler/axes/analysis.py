@@ -92,7 +92,7 @@ def _visit(node: fx.Node, state: State) -> None:
 
 
 def _attribute(node: fx.Node, state: State) -> Shape:
-    key = id(graphs.tensor(state.graph, str(node.target)))
+    key = id(state.tensor(str(node.target)))
     if key not in state.tensors:
         state.tensors[key] = tuple(fresh(int(n)) for n in node.meta["val"].shape)
     return state.tensors[key]

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes.axes import Axis, Reason, Term, Trait, leaves, resolve, size
 from edgesmith.compiler.axes.op import State
 
@@ -103,8 +102,8 @@ def collect(state: State) -> tuple[tuple[PruneGroup, ...], tuple[Pinned, ...]]:
     pins: list[Pinned] = []
     is_parameter: set[str] = set()
     for name, shape in named_shapes(state):
-        key = id(graphs.tensor(state.graph, name))
-        if isinstance(graphs.tensor(state.graph, name), nn.Parameter):
+        key = id(state.tensor(name))
+        if isinstance(state.tensor(name), nn.Parameter):
             is_parameter.add(name)
         for dim, term in enumerate(shape):
             below = dict.fromkeys(leaves(term))
@@ -125,7 +124,7 @@ def named_shapes(state: State) -> Iterable[tuple[str, tuple[Term, ...]]]:
     seen: set[int] = set()
     for node in state.graph.graph.find_nodes(op="get_attr"):
         name = str(node.target)
-        key = id(graphs.tensor(state.graph, name))
+        key = id(state.tensor(name))
         if key not in seen and key in state.tensors:
             seen.add(key)
             yield name, state.tensors[key]

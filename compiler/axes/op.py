@@ -37,6 +37,14 @@ class State:
     edits: dict[fx.Node, list[Edit]] = field(default_factory=dict)
     roles: dict[tuple[int, int], str] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
+    by_name: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The parameter, buffer or constant called ``name``."""
+        found = self.by_name.get(name)
+        if found is None:
+            found = self.by_name[name] = graphs.tensor(self.graph, name)
+        return found
 
 
 @functools.cache
@@ -48,12 +56,19 @@ def arguments(target: Any) -> dict[str, tuple[int, Any]]:
 class Op:
     """A node being looked at. Rules read its arguments by name, relate terms, and say how literals follow the axes."""
 
-    __slots__ = ("node", "reason", "state")
+    __slots__ = ("_reason", "node", "state")
 
     def __init__(self, node: fx.Node, state: State) -> None:
         self.node = node
         self.state = state
-        self.reason = Reason(graphs.source(node), f"regrouped by {node.target}")
+        self._reason: Reason | None = None
+
+    @property
+    def reason(self) -> Reason:
+        """Why dimensions would be pinned here that do not align."""
+        if self._reason is None:
+            self._reason = Reason(graphs.source(self.node), f"regrouped by {self.node.target}")
+        return self._reason
 
     # what the operator is given ---------------------------------------------------------------------------------
 
@@ -182,7 +197,7 @@ class Op:
             order = _MOVES[node.target](node, order)
             node = node.args[0]
         if isinstance(node, fx.Node) and node.op == "get_attr":
-            key = id(graphs.tensor(self.state.graph, str(node.target)))
+            key = id(self.state.tensor(str(node.target)))
             for side, dim in dims.items():
                 self.state.roles.setdefault((key, order[dim] if order else dim), side)
 

@@ -124,10 +124,13 @@ def _freeze(queue: list[Axis], sizes: list[int], reason: Reason) -> int:
     aten.moveaxis.intlist,
 )
 def permute(op: Op) -> Shape:
-    """Dimensions in another order, found by asking torch."""
+    """Dimensions in another order; that of the rarer operators is found by asking torch."""
     x = op.of(op.node.args[0])  # type: ignore[arg-type]
     if op.node.target is aten.permute.default:
         return tuple(x[d] for d in op.dims("dims", len(x)))
+    if op.node.target is aten.transpose.int:
+        a, b = op.int_arg("dim0") % len(x), op.int_arg("dim1") % len(x)
+        return tuple(x[{a: b, b: a}.get(d, d)] for d in range(len(x)))
     numbered = torch.empty([i + 1 for i in range(len(x))], device="meta")
     order = op.node.target(numbered, *op.node.args[1:], **op.node.kwargs).shape  # type: ignore[operator]
     return tuple(x[n - 1] for n in order)
