@@ -74,9 +74,10 @@ def histograms(
 
     def watcher(node: fx.Node) -> Callable[[torch.Tensor], None]:
         def watch(value: torch.Tensor) -> None:
-            if not bool(torch.isfinite(value).all()):
-                raise DataError("a calibration sample gives NaN or infinity", where=graphs.source(node), hint="check the data and the weights")
-            found[node].update(value.numpy())
+            try:
+                found[node].update(value.numpy())
+            except ValueError as error:
+                raise DataError("a calibration sample gives NaN or infinity", where=graphs.source(node), hint="check the data and the weights") from error
 
         return watch
 

@@ -9,7 +9,10 @@ from hypothesis.extra import numpy as arrays
 from edgesmith.kernels.affine import activation_grid, dequantize, ends, fake_quantize, quantize, weight_grid
 
 BOUND = st.floats(-1e6, 1e6, width=32)
-WEIGHTS = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.floats(-100, 100, width=32))
+SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 9))
+ROUND = arrays.arrays(np.float32, SHAPES, elements=st.floats(-100, 100, width=32))
+RANDOM = st.builds(lambda seed, shape: np.random.default_rng(seed).normal(size=shape).astype(np.float32), st.integers(0, 2**32), SHAPES)
+WEIGHTS = st.one_of(ROUND, RANDOM)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,7 @@ def test_weights_lie_on_the_grid_exactly_and_min_max_recovers_the_integers(weigh
     dead = extreme == 0
     recovered = np.where(dead, scale, extreme / np.float32(127))  # a toolchain's min-max in float32
     assert (recovered == scale).all()
+    assert (placed.astype(np.float64) == integers * scale.astype(np.float64)).all()
     assert (np.rint(placed / recovered) == integers).all()
     assert (np.abs(integers).max(axis=others, keepdims=True)[~dead] == 127).all()
     assert (quantize(placed, weight_grid(placed, axis)) == integers).all()
