@@ -14,13 +14,14 @@ from edgesmith.compiler.capture import program_at
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.quiet import quiet
+from edgesmith.targets.onnxruntime.patterns import recognisable
 from edgesmith.targets.onnxruntime.rewrite import prepare
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-OPSET = 18
-"""At opset 21 ONNX Runtime's optimiser builds an ill-typed node from Q/DQ pairs and refuses the file."""
+OPSET = 20
+"""The first with GELU as one operator, which no Q/DQ around it can tear apart. At 21 ONNX Runtime's optimiser has built an ill-typed node from Q/DQ pairs."""
 
 MAX_BYTES = 2_000_000_000
 """A protocol buffer holds less than 2 GiB; larger weights would have to lie in a second file."""
@@ -57,6 +58,7 @@ def export(model: Model, watched: Sequence[str] = ()) -> Exported:
     assert exported is not None
     graph = exported.model.graph
     _keep_origin_only(exported.model)
+    recognisable(exported.model)
     extra = [_before_identity(v) for v in graph.outputs[len(model.outputs) :]]
     del graph.outputs[len(model.outputs) :]
     placeholders = [n.name for n in model.graph.graph.find_nodes(op="placeholder")]

@@ -79,9 +79,11 @@ class _Legaliser:
         self._model, self._plan = model, plan
         self._values = dict(exported.values)
         self._integers = Integers(exported.model.graph)
+        self._replaced: dict[ir.Value, ir.Value] = {}
         self._groups: dict[str, list[ir.Node]] = {}
         for node in exported.model.graph:
             self._groups.setdefault(node.metadata_props[ORIGIN], []).append(node)
+        self._merged = self._merged_differently()
 
     def apply(self, node: fx.Node) -> tuple[Diagnostic, ...]:
         """Rewrite the ONNX nodes of ``node`` by its scheme; what has to be said about it."""
@@ -90,7 +92,12 @@ class _Legaliser:
             return ()
         self._integers.origin = node.name
         kind = weighted(node)
-        if kind is not None:
+        twin = self._replaced.get(self._values[node.name]) if node.name in self._values else None
+        if twin is not None:  # the exporter computes two equal operators once
+            self._values[node.name], why = twin, ""
+        elif node.name in self._merged:
+            why = "the exporter computes it once with an equal operator, which the plan puts on another grid"
+        elif kind is not None:
             why = why_not(self._model, node, kind, scheme) or self._product(node, kind, scheme)
         elif scheme is Scheme.DYNAMIC:
             why = "only operators that multiply by a weight can be dynamic"
@@ -99,6 +106,15 @@ class _Legaliser:
         if why:
             return (Diagnostic(Severity.WARNING, NOT_HONOURED, graphs.source(node), f"{node.target} was planned {scheme.value} and runs in float: {why}"),)
         return () if kind is not None else self._float_inside(node)
+
+    def _merged_differently(self) -> frozenset[str]:
+        """Operators that share a value in the exported graph and not their grid in the plan."""
+        planned: dict[ir.Value, dict[str, tuple[Scheme, Grid | None]]] = {}
+        for node in graphs.operators(self._model.graph):
+            scheme = self._plan.scheme(node.name)
+            if scheme is not Scheme.FLOAT and node.name in self._values:
+                planned.setdefault(self._values[node.name], {})[node.name] = scheme, self._grid(node)
+        return frozenset(name for sharing in planned.values() if len(set(sharing.values())) > 1 for name in sharing)
 
     def _grid(self, node: fx.Node) -> Grid | None:
         return uint8_grid(self._plan.activations[node.name]) if node.name in self._plan.activations else None
@@ -120,7 +136,7 @@ class _Legaliser:
         if new is None:
             return "the exporter merged it with its neighbours"
         self._integers.redirect(old, new)
-        self._values[node.name] = new
+        self._values[node.name] = self._replaced[old] = new
         return ""
 
     def _static_gemm(self, node: fx.Node, x: ir.Value, data: Constants, read: Grid, written: Grid) -> ir.Value:
@@ -173,12 +189,10 @@ class _Legaliser:
         return result if bias is None else add.node("Add", [result, add.constant(bias.astype(np.float32))])[0]
 
     def _convolution(self, node: fx.Node) -> ir.Node | None:
-        """The one ONNX node that computes ``node``, from exactly its input to exactly its result."""
-        (source,) = (a for a in node.all_input_nodes[:1])
-        found = [n for n in self._groups.get(node.name, ()) if n.op_type == "Conv"]
-        if len(found) != 1 or found[0].inputs[0] is not self._values[source.name] or found[0].outputs[0] is not self._values[node.name]:
-            return None
-        return found[0]
+        """The ONNX node that computes ``node``, if that is a convolution from exactly its input to exactly its result."""
+        source, found = node.args[0], self._values[node.name].producer()
+        assert isinstance(source, fx.Node)
+        return found if found is not None and found.op_type == "Conv" and found.inputs[0] is self._values[source.name] else None
 
     def _between_grids(self, node: fx.Node) -> str:
         """Put what ``node`` reads and gives on the plan's grids; why not, if that cannot be."""
@@ -195,6 +209,7 @@ class _Legaliser:
         new = self._integers.on_grid(base, own)
         if new is not old:
             self._integers.redirect(old, new, keep=self._integers.quantize(base, own).producer())
+            self._replaced[old] = new
         self._values[node.name] = new
         return ""
 
