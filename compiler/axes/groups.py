@@ -110,6 +110,8 @@ def collect(state: State) -> tuple[tuple[PruneGroup, ...], tuple[Pinned, ...]]:
             reason = next((leaf.pin for leaf in below if leaf.pin), None)
             if reason is not None:
                 pins.append(_pinned(name, dim, term, reason))
+            elif not below and size(term) > 1:
+                pins.append(_pinned(name, dim, term, Reason(name, "bound to others unit by unit")))
             for leaf in below:
                 if leaf.pin is None:
                     members.setdefault(leaf, []).append(Member(name, dim, state.roles.get((key, dim), "scale"), leaf, resolve(term)))

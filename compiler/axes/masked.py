@@ -82,6 +82,7 @@ _WINDOWS = _packets(
 )
 _CONVOLUTIONS = _packets("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
 _PRODUCTS = _CONVOLUTIONS | _packets("linear matmul mm bmm mv dot einsum addmm baddbmm")
+_RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 _ADDENDS = {aten.addmm: 0, aten.baddbmm: 0, aten.linear: 2} | dict.fromkeys(_CONVOLUTIONS, 2)
 """Where the operator takes what it adds to the product."""
 
@@ -211,6 +212,19 @@ def _kept(left: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     return (left > 0.5 * whole) | (whole <= 0)
 
 
+def _recurrent(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
+    """A unit whose rows are zero stays zero in every state: it is dead where the last layer's states are not read back."""
+    value = target(*call[0], **call[1])
+    per_layer, directions = (4 if call[0][3] else 2), (2 if call[0][7] else 1)
+    read_back = [call[0][2][i] for i in range(1, len(call[0][2]), per_layer)]
+    marks = [masks[0][2][i].alive for i in range(1, len(call[0][2]), per_layer)]
+    columns = [torch.ones(w.shape[1], dtype=torch.bool) if m is None else m.any(0) for w, m in zip(read_back, marks, strict=True)]
+    last = torch.cat(columns[-directions:])
+    states = torch.stack(columns)[:, None]
+    alive = [last.expand(value[0].shape), *(states.expand(v.shape) for v in value[1:])]
+    return [zeroed(v, a) for v, a in zip(value, alive, strict=True)], alive
+
+
 def _product(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
     """A result is dead if everything that it adds up is."""
     value = target(*call[0], **call[1])
@@ -249,5 +263,6 @@ _HANDLERS: tuple[tuple[Any, Handler], ...] = (
     (_MOVES, _move),
     (_WINDOWS, _window),
     (_PRODUCTS, _product),
+    (_RECURRENT, _recurrent),
     (statistics.TABLE, _statistic),
 )

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from edgesmith.compiler.axes.rules import constant, conv, index, join, linear, norm, reduce, shape
+from edgesmith.compiler.axes.rules import constant, conv, index, join, linear, norm, recurrent, reduce, shape
 from edgesmith.compiler.axes.rules.elementwise import elementwise
 from edgesmith.compiler.axes.rules.table import TABLE, Rule, rule
 
-__all__ = ["TABLE", "Rule", "constant", "conv", "find", "index", "join", "linear", "norm", "reduce", "rule", "shape"]
+__all__ = ["TABLE", "Rule", "constant", "conv", "find", "index", "join", "linear", "norm", "recurrent", "reduce", "rule", "shape"]
 
 
 def find(target: Any) -> Rule | None:

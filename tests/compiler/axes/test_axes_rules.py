@@ -17,6 +17,7 @@ from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes, prove, remove
 from edgesmith.compiler.axes.axes import Axis, Term, resolve
 from edgesmith.compiler.axes.groups import named_shapes
+from edgesmith.compiler.errors import NumericsError
 from edgesmith.compiler.model import Model
 
 
@@ -420,6 +421,38 @@ def test_axes_and_operators_before_and_after(case: str) -> None:
     assert prove(model, pruned, removals, axes=axes, tolerance=1e-12) <= 1e-12
     everything = {group.name: range(0, group.size - 1, 2) for group in axes.groups}
     assert prove(model, remove(model, everything, axes=axes), everything, axes=axes, tolerance=1e-12) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_recurrent_layers(kind: type[nn.RNNBase], bidirectional: bool) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(5, 6)
+            self.cell = kind(6, 4, num_layers=2, batch_first=True, bidirectional=bidirectional)  # type: ignore[arg-type]
+            self.head = nn.Linear(8 if bidirectional else 4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(self.cell(self.embed(x))[0][:, -1])
+            return out
+
+    torch.manual_seed(0)
+    model = Model.from_module(Recurrent().double(), (torch.randn(2, 3, 5, dtype=torch.float64),))
+    axes = Axes.of(model)
+    text = axes_as_text(axes)
+    gates = {nn.LSTM: "4xB4", nn.GRU: "3xB4", nn.RNN: "B4"}[kind]
+    assert f"cell.weight_ih_l0: {gates}, A6" in text
+    assert f"cell.weight_hh_l1: {gates}, B4" in text
+    assert ("head.weight: 2, (B4 + B4)" if bidirectional else "head.weight: 2, B4") in text
+    removals = {group.name: [1, 2] for group in axes.groups}
+    pruned = remove(model, removals, axes=axes)
+    assert prove(model, pruned, removals, axes=axes, tolerance=1e-12) <= 1e-12
+    wrong = pruned.edit(tensors=True)
+    rolled = graphs.tensor(wrong, "cell.weight_hh_l0").data.roll(1, 1)
+    graphs.tensor(wrong, "cell.weight_hh_l0").data = rolled
+    with pytest.raises(NumericsError):
+        prove(model, pruned.with_graph(wrong), removals, axes=axes)
 
 
 def test_an_operator_without_a_rule_pins_what_it_touches_and_says_so() -> None:
