@@ -103,6 +103,19 @@ def test_a_residual_sum_before_a_normalisation_stays_float() -> None:
     assert picture(quantized(Residual(norm=True), normal(8, 3, 8, 8))) == "conv2d:S relu:S conv2d:S add:. relu:. max_pool2d:. group_norm:. conv2d:S"
 
 
+class HalfStatic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x) + torch.sin(x))
+
+
+def test_a_sum_with_a_float_operand_stays_float() -> None:
+    assert picture(quantized(HalfStatic(), normal(8, 2, 4, 4))) == "conv2d:S sin:. add:. conv2d:S"
+
+
 class SqueezeExcite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
