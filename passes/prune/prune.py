@@ -26,7 +26,8 @@ class Prune(Pass):
 
     ``heads`` is the share of heads where it is another one; ``head_dim`` and ``residual`` let the width of the heads and of the residual
     stream go too. ``importance`` says which units stay: ``taylor`` (needs data, no labels), ``l2`` or ``l1``. ``exclude`` holds source paths
-    or patterns (``blocks.0``, ``*.fc1``) of layers that keep their units. A group keeps at least ``least`` units, and channels and hidden units
+    or patterns (``blocks.0``, ``*.fc1``) of layers that keep their units. Where two groups of a kind multiply (key heads by repeats,
+    convolution groups by width) only the larger is cut. A group keeps at least ``least`` units, and channels and hidden units
     a multiple of ``round_to``. ``samples`` is how many training samples an importance looks at. Every removal is proved: the pruned model
     equals the unpruned one with the same units dead.
     """
@@ -94,7 +95,14 @@ class Prune(Pass):
 
     def _chosen(self, axes: Axes) -> list[PruneGroup]:
         kinds = _ALWAYS | ({"residual"} if self.residual else set()) | ({"head_dim"} if self.head_dim else set())
-        return [g for g in axes.groups if g.kind in kinds and not any(_matches(path, pattern) for path in _paths(g) for pattern in self.exclude)]
+        allowed = [g for g in axes.groups if g.kind in kinds and not any(_matches(path, pattern) for path in _paths(g) for pattern in self.exclude)]
+        taken: dict[tuple[str, int], list[PruneGroup]] = {}
+        for group in sorted(allowed, key=lambda g: -g.size):
+            if not any(_multiplied(group, other) for member in group.members for other in taken.get((member.name, member.dim), ())):
+                for member in group.members:
+                    taken.setdefault((member.name, member.dim), []).append(group)
+        chosen = {group.name for groups in taken.values() for group in groups}
+        return [group for group in allowed if group.name in chosen]
 
     def _count(self, group: PruneGroup) -> int:
         """How many units go: the nearest whole number, then fewer where that is needed to keep enough."""
@@ -112,6 +120,14 @@ def least_important(scores: Scores, counts: dict[str, int]) -> dict[str, list[in
         order = torch.argsort(scores[name].flip(0), stable=True)
         removals[name] = sorted((len(order) - 1 - order[:count]).tolist())
     return removals
+
+
+def _multiplied(group: PruneGroup, other: PruneGroup) -> bool:
+    """Whether both are factors of one dimension (groups x width, key heads x repeats) and of one kind: cutting both would cut it twice."""
+    if group.kind != other.kind:
+        return False
+    theirs = {(m.name, m.dim): m.labels for m in other.members}
+    return any(bool(((m.labels >= 0).any(axis=0) & (theirs[m.name, m.dim] >= 0).any(axis=0)).any()) for m in group.members if (m.name, m.dim) in theirs)
 
 
 def _paths(group: PruneGroup) -> set[str]:

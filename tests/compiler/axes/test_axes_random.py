@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,49 +26,50 @@ class Part(nn.Module):
         self.out_width, self.run = KINDS[self.kind](self, width, rng)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.run(x)
+        out: torch.Tensor = self.run(x)
+        return out
 
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 
-def widen(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def widen(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     out = rng.choice([4, 6, 8, 12])
     part.layer = nn.Linear(width, out)
-    act = rng.choice([torch.tanh, F.gelu, torch.sigmoid, F.relu])
+    act: Any = rng.choice([torch.tanh, F.gelu, torch.sigmoid, F.relu])
     return out, lambda x: act(part.layer(x))
 
 
-def residual(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def residual(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     hidden = rng.choice([3, 5, 8])
     part.a, part.b = nn.Linear(width, hidden), nn.Linear(hidden, width)
     part.norm = rng.choice([nn.LayerNorm(width), nn.Identity(), nn.RMSNorm(width)])
     return width, lambda x: x + part.b(torch.relu(part.a(part.norm(x))))
 
 
-def concatenated(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def concatenated(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     extra = rng.choice([2, 4, 5])
     part.a = nn.Linear(width, extra)
     return width + extra, lambda x: torch.cat([x, part.a(x)], -1)
 
 
-def halved(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def halved(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     first = rng.randrange(1, width)
     part.a = nn.Linear(first, width - first)
     return width - first, lambda x: x[..., first:] * part.a(x[..., :first])
 
 
-def exchanged(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def exchanged(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     first = rng.randrange(1, width)
     return width, lambda x: torch.cat([x[..., first:], x[..., :first]], -1)
 
 
-def shuffled(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def shuffled(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     groups = rng.choice([g for g in range(1, width + 1) if width % g == 0])
     return width, lambda x: x.reshape(-1, TOKENS, groups, width // groups).transpose(2, 3).reshape(-1, TOKENS, width)
 
 
-def grouped(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def grouped(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     groups = rng.choice([g for g in range(1, width + 1) if width % g == 0])
     out = groups * rng.choice([1, 2, 3])
     part.conv = nn.Conv1d(width, out, rng.choice([1, 3]), padding="same", groups=groups)
@@ -75,7 +77,7 @@ def grouped(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
     return out, lambda x: part.norm(part.conv(x.transpose(1, 2))).transpose(1, 2)
 
 
-def attention(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def attention(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     heads, size = rng.choice([(2, 3), (4, 2), (3, 4)])
     part.qkv, part.out = nn.Linear(width, 3 * heads * size), nn.Linear(heads * size, width)
     order = rng.choice(["3hd", "h3d", "chunk"])
@@ -88,37 +90,41 @@ def attention(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
             q, k, v = qkv.view(-1, TOKENS, heads, 3, size).permute(3, 0, 2, 1, 4).unbind(0)
         else:
             q, k, v = (t.view(-1, TOKENS, heads, size).transpose(1, 2) for t in qkv.chunk(3, -1))
-        return x + part.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        y: torch.Tensor = part.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + y
 
     return width, run
 
 
-def gated(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def gated(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     part.a, part.b, part.c = nn.Linear(width, 5), nn.Linear(width, 5), nn.Linear(5, width)
     return width, lambda x: part.c(F.silu(part.a(x)) * part.b(x))
 
 
-def excited(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def excited(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     part.a, part.b = nn.Linear(width, 3), nn.Linear(3, width)
     return width, lambda x: x * torch.sigmoid(part.b(torch.relu(part.a(x.mean(1, keepdim=True)))))
 
 
-def between_channels(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def between_channels(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     part.temperature = nn.Parameter(torch.ones(1))
     part.q, part.k = nn.Linear(width, 6), nn.Linear(width, 6)
 
     def run(x: torch.Tensor) -> torch.Tensor:
         q, k = F.normalize(part.q(x), dim=-1), F.normalize(part.k(x), dim=-1)
-        return (q.transpose(1, 2) @ k * part.temperature).softmax(-1).matmul(q.transpose(1, 2)).transpose(1, 2)
+        weights: torch.Tensor = (q.transpose(1, 2) @ k * part.temperature).softmax(-1)
+        return weights.matmul(q.transpose(1, 2)).transpose(1, 2)
 
     return 6, run
 
 
-def repeated(part: Part, width: int, rng: random.Random) -> tuple[int, Run]:
+def repeated(part: Any, width: int, rng: random.Random) -> tuple[int, Run]:
     return 2 * width, (lambda x: x.repeat_interleave(2, -1)) if rng.random() < 0.5 else (lambda x: x.repeat(1, 1, 2))
 
 
-KINDS = {f.__name__: f for f in (widen, residual, concatenated, halved, exchanged, shuffled, grouped, attention, gated, excited, between_channels, repeated)}
+KINDS: dict[str, Callable[[Any, int, random.Random], tuple[int, Run]]] = {
+    f.__name__: f for f in (widen, residual, concatenated, halved, exchanged, shuffled, grouped, attention, gated, excited, between_channels, repeated)
+}
 
 
 class RandomNet(nn.Module):

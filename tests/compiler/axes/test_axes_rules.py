@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -425,12 +426,12 @@ def test_axes_and_operators_before_and_after(case: str) -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_recurrent_layers(kind: type[nn.RNNBase], bidirectional: bool) -> None:
+def test_recurrent_layers(kind: Any, bidirectional: bool) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.embed = nn.Linear(5, 6)
-            self.cell = kind(6, 4, num_layers=2, batch_first=True, bidirectional=bidirectional)  # type: ignore[arg-type]
+            self.cell = kind(6, 4, num_layers=2, batch_first=True, bidirectional=bidirectional)
             self.head = nn.Linear(8 if bidirectional else 4, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -55,8 +55,8 @@ def wave(size: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(2, size),)
 
 
-_NAMES = {image: ("pixel_values",), text: ("input_ids", "attention_mask"), ids: ("input_ids",), wave: ("input_values",)}
 Maker = Callable[[int], tuple[torch.Tensor, ...]]
+_NAMES: dict[Maker, tuple[str, ...]] = {image: ("pixel_values",), text: ("input_ids", "attention_mask"), ids: ("input_ids",), wave: ("input_values",)}
 ALWAYS: dict[str, tuple[str, dict[str, Any], Maker, int]] = {
     "ViTForImageClassification": ("ViTConfig", _PATCHES, image, 32),
     "ResNetForImageClassification": ("ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "num_labels": 5}, image, 32),

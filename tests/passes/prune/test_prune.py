@@ -167,6 +167,15 @@ def test_the_text_form_of_patterns() -> None:
     assert parse_pass(format_pass(step)) == step
 
 
+def test_of_two_factors_of_a_width_only_the_larger_is_cut() -> None:
+    """A grouped convolution's channels are groups x width; 40 % of a width means 40 %, not 64 %."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 40, 1), nn.ReLU(), nn.Conv2d(40, 40, 3, groups=10), nn.ReLU(), nn.Conv2d(40, 2, 1))
+    model = Model.from_module(net, (torch.randn(2, 3, 8, 8),))
+    assert sizes(model) == {"channels": [10, 4, 4]}
+    assert sizes(Prune(ratio=0.4, importance="l2").run(model, PassContext()).model) == {"channels": [6, 4, 4]}
+
+
 def test_a_convolutional_net_and_a_fixed_batch() -> None:
     class Fixed(TinyConvNet):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
