@@ -45,7 +45,11 @@ _SAME_VALUES = frozenset(
 _PADDING = frozenset({aten.pad.default, aten.constant_pad_nd.default})
 
 _FUSED = dict.fromkeys(_GEMM, frozenset({aten.relu.default, aten.hardtanh.default})) | {aten.add.Tensor: frozenset({aten.relu.default})}
-"""Operator -> activations that XNNPACK computes as the bounds of its int8 result."""
+"""Operator -> activations that XNNPACK computes as the bounds of its int8 result, which is rounded once, on the activation's grid.
+
+Rounding before the activation as well spends the grid on what the activation cuts off. ExecuTorch's own quantizer does that with relu6: in
+EfficientNet-Lite0 its grids before the 33 relu6 span 14 to 169 where 6 is kept, and the logits' relative error is 0.50 instead of 0.11.
+"""
 
 LARGEST_REQUANTIZATION = 256.0
 """XNNPACK's int8 kernels rescale their int32 sums by (input scale x weight scale / output scale), which must stay below this."""

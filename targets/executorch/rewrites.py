@@ -44,9 +44,9 @@ _IDENTITIES = frozenset({aten.alias.default, aten.clone.default, aten.contiguous
 
 
 def _keep_dimensions(graph: fx.GraphModule, node: fx.Node) -> None:
-    x, dims, *keep = node.args
-    assert isinstance(x, fx.Node) and isinstance(dims, (list, tuple))
-    if len(_shape(x)) != 4 or sorted(int(d) % 4 for d in dims) != [2, 3] or any(keep) or node.kwargs:
+    given = _arguments(node, "input", "dim", "keepdim")
+    x, dims = given["input"], given["dim"]
+    if len(_shape(x)) != 4 or not dims or sorted(d % 4 for d in dims) != [2, 3] or given.get("keepdim") or given.get("dtype"):
         return
     flat, (batch, channels) = node.meta["val"], _shape(node)
     node.args = (x, dims, True)
@@ -62,17 +62,17 @@ def _bounds(node: fx.Node) -> tuple[float, float] | None:
         return 0.0, 6.0
     if node.target is not aten.clamp.default or node.meta["val"].dtype is not torch.float32:
         return None
-    low, high = (*node.args[1:], None, None)[:2]
-    low, high = node.kwargs.get("min", low), node.kwargs.get("max", high)
+    given = _arguments(node, "input", "min", "max")
+    low, high = given.get("min"), given.get("max")
     if isinstance(low, fx.Node) or isinstance(high, fx.Node):
         return None
-    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))  # type: ignore[arg-type]
+    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
 
 
 def rewrite_into_delegate(graph: fx.GraphModule) -> None:
     """Replace attention, picking along a dimension and layer norm by what XNNPACK has, in place."""
     for node in list(graphs.operators(graph)):
-        rewrite = _REWRITES.get(node.target)  # type: ignore[arg-type]
+        rewrite = _REWRITES.get(node.target)
         if rewrite is None:
             continue
         with graph.graph.inserting_before(node):
