@@ -173,7 +173,7 @@ def check(seed: int) -> int:
 
 
 def test_random_networks_are_cut_right() -> None:
-    assert sum(check(seed) for seed in range(12)) > 24
+    assert sum(check(seed) for seed in range(6)) > 12
 
 
 @pytest.mark.slow

