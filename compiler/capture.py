@@ -173,7 +173,7 @@ class _Copier:
         at = next(i for i, a in enumerate(node.args) if a in bodies)
         body = bodies[node.args[at]]  # type: ignore[index]
         actual = fx.map_arg(node.args[at + 1 :], lambda n: mapping[n])
-        inner = dict(zip(body.graph.find_nodes(op="placeholder"), actual, strict=True))  # type: ignore[arg-type]
+        inner = dict(zip(body.graph.find_nodes(op="placeholder"), actual, strict=True))
         return self.copy(body, inner, _source(node) or path)
 
 

@@ -102,7 +102,7 @@ def _evaluate(graph: fx.GraphModule, constant: set[fx.Node], touched: set[fx.Nod
             else:
                 args = fx.map_arg(node.args, lambda n: environment[n])
                 kwargs = fx.map_arg(node.kwargs, lambda n: environment[n])
-                environment[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                environment[node] = node.target(*args, **kwargs)
     return {n: v.detach().clone() for n, v in environment.items() if isinstance(v, torch.Tensor) and n in touched and n.op == "call_function"}
 
 

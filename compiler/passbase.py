@@ -41,8 +41,8 @@ class PassContext:
     """Everything a pass may use beside the model; there is no global state.
 
     ``teacher`` is the model before the first pass. ``evaluate`` scores a model on validation data (higher is better).
-    ``cost`` measures what a model would cost: a pass is given one that first applies the later passes that do not train. ``progress`` takes (done, total, text).
-    ``workdir`` is a scratch folder of the pass's own. Members that the caller cannot offer are None: ask with
+    ``cost`` measures what a model would cost: a pass is given one that first applies the later passes that do not train.
+    ``progress`` takes (done, total, text). ``workdir`` is a scratch folder of the pass's own. Members that the caller cannot offer are None: ask with
     ``need_data()`` and the like, which refuse with one clear sentence.
     """
 

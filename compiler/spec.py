@@ -36,7 +36,8 @@ def parse_pass(text: str, folder: Path | None = None) -> Pass:
     for part in split_top(match["options"] or ""):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if key not in fields:
-            raise SpecError(f"pass {match['name']!r} has no option {key!r}", where=repr(text), hint=did_you_mean(key, fields) if fields else "it has no options")
+            hint = did_you_mean(key, fields) if fields else "it has no options"
+            raise SpecError(f"pass {match['name']!r} has no option {key!r}", where=repr(text), hint=hint)
         if not equals:
             raise SpecError(f"option {key!r} has no value", where=repr(text), hint=f"write {key}=...")
         options[key] = _value(value, hints[key], f"{text!r}, option {key!r}")
@@ -108,7 +109,7 @@ def _class(name: str, folder: Path | None) -> type[Pass]:
     if not (colon and file.endswith(".py")):
         return registry.pass_class(name)
     found = getattr(load_file((folder or Path()) / file), attribute, None)
-    if not (isinstance(found, type) and issubclass(found, Pass) and dataclasses.is_dataclass(found)):
+    if not (isinstance(found, type) and issubclass(found, Pass)) or not hasattr(found, "__dataclass_fields__"):
         raise SpecError(f"{file} has no pass {attribute!r}", hint="a pass is a frozen dataclass that derives from edgesmith.Pass")
     return found
 

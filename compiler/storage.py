@@ -222,5 +222,3 @@ def record_from_json(data: dict[str, Any]) -> PassRecord:
     """The inverse of ``record_to_json``."""
     diagnostics = tuple(Diagnostic(**{**d, "severity": Severity(d["severity"])}) for d in data["diagnostics"])
     return PassRecord(**{**data, "diagnostics": diagnostics, "candidates": tuple(Candidate(**c) for c in data["candidates"])})
-
-

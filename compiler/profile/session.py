@@ -83,7 +83,7 @@ class RunnerSession:
 
 
 @contextmanager
-def open_session(
+def open_session(  # noqa: PLR0913 - all but the first three are by name
     artifact: Path,
     runner: Path,
     threads: int = 1,
