@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from edgesmith.compiler.budget import AccuracyGoal, Finding, Interval, Verdict, judge_above, judge_below
 from edgesmith.compiler.data import Array, Split
@@ -145,6 +144,8 @@ def _compare_hits(hits: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_]) ->
     """Wilson's interval for the score; for the drop that of Bonett and Price 2012 ("Adjusted Wald confidence interval for a difference of
     binomial proportions based on paired data"): one more sample is counted lost and one more won.
     """
+    from scipy import stats
+
     count = len(hits)
     lost, won = int((before & ~hits).sum()), int((hits & ~before).sum())
     loss, gain = (lost + 1) / (count + 2), (won + 1) / (count + 2)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from edgesmith.compiler.budget import Interval
 
@@ -44,9 +44,9 @@ def _rank_bounds(below: npt.NDArray[np.bool_], block_sizes: Sequence[int], share
         off = np.add.reduceat(below - below.mean(), np.cumsum([0, *block_sizes[:-1]]))
         variance = float((off**2).sum()) * blocks / (blocks - 1) / count**2
         worth = min(worth, share * (1 - share) / variance) if variance else worth
-        worth *= (stats.norm.ppf(TAIL) / stats.t.ppf(TAIL, blocks - 1)) ** 2
+        worth *= (special.ndtri(TAIL) / special.stdtrit(blocks - 1, TAIL)) ** 2
     hits, misses = share * worth, (1 - share) * worth
-    return np.asarray([stats.beta.ppf(TAIL, hits, misses + 1), stats.beta.ppf(1 - TAIL, hits + 1, misses)])
+    return np.asarray([special.betaincinv(hits, misses + 1, TAIL), special.betaincinv(hits + 1, misses, 1 - TAIL)])
 
 
 def _expanded_tail(count: int) -> float:
@@ -57,7 +57,7 @@ def _expanded_tail(count: int) -> float:
     """
     if count < 2:
         return 0.0
-    return float(stats.norm.cdf(math.sqrt(count / (count - 1)) * stats.t.ppf(TAIL, count - 1)))
+    return float(special.ndtr(math.sqrt(count / (count - 1)) * special.stdtrit(count - 1, TAIL)))
 
 
 def _resampled_percentiles(samples: npt.NDArray[np.int64], block_sizes: Sequence[int], percentile: float) -> npt.NDArray[np.float64]:
