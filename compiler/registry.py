@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,19 +75,3 @@ def target_for(path: Path) -> Target:
         suffixes = ", ".join(sorted(target(name).suffix for name in target_names()))
         raise UserError("not an artifact that any target writes", where=str(path), hint=f"known suffixes: {suffixes}")
     return found[0]
-
-
-class _Targets(Mapping[str, "Target"]):
-    """``targets["litert"]``: every registered target by name."""
-
-    def __getitem__(self, name: str) -> Target:
-        return target(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(target_names())
-
-    def __len__(self) -> int:
-        return len(target_names())
-
-
-targets: Mapping[str, Target] = _Targets()

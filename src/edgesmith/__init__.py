@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgesmith.compiler.axes import Axes as Axes
     from edgesmith.compiler.axes import remove as remove
     from edgesmith.compiler.budget import AccuracyGoal as AccuracyGoal
@@ -30,9 +32,10 @@ if TYPE_CHECKING:
     from edgesmith.compiler.profile.protocol import measure as measure
     from edgesmith.compiler.quantplan import QuantPlan as QuantPlan
     from edgesmith.compiler.quantplan import Scheme as Scheme
-    from edgesmith.compiler.registry import targets as targets
     from edgesmith.compiler.target import Artifact as Artifact
     from edgesmith.compiler.target import Target as Target
+
+    targets: Mapping[str, Target]
 
 _HOME = {
     "AccuracyGoal": "compiler.budget",
@@ -61,7 +64,7 @@ _HOME = {
     "build": "compiler.build",
     "measure": "compiler.profile.protocol",
     "remove": "compiler.axes",
-    "targets": "compiler.registry",
+    "targets": "targets",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605
@@ -71,7 +74,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'edgesmith' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"edgesmith.{_HOME[name]}"), name)
+    module = importlib.import_module(f"edgesmith.{_HOME[name]}")
+    return module if _HOME[name] == name else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -24,7 +24,7 @@ def test_every_python_block_runs_in_order(tmp_path: Path, monkeypatch: pytest.Mo
         '[[target]]\nname = "onnxruntime"\n[pipeline]\npasses = ["quantize{samples=16}"]\n'
     )
     assert BLOCKS
-    namespace = {"my_module": TinyTransformer(), "my_data": tiny_data(), "__name__": "readme"}
+    namespace = {"my_module": TinyTransformer(), "my_data": tiny_data(), "__name__": "__main__"}
     for number, block in enumerate(BLOCKS):
         exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)
 

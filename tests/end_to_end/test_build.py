@@ -184,4 +184,4 @@ def test_check_refuses_without_building(project: Path) -> None:
 def test_a_pass_from_the_users_file_runs(project: Path) -> None:
     spec = read(project / "edgesmith.toml", ['pipeline.passes=["slow.py:Slow{seconds=0}"]'])
     report = edgesmith.build(spec, out=project / "custom")
-    assert [p.spec for p in report.passes] == ["slow{seconds=0}"]
+    assert [p.spec for p in report.passes] == ["slow{seconds=0.0}"]

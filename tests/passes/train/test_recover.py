@@ -194,9 +194,10 @@ class FixedBatch(nn.Module):
         return self.net(x) * (2 if x.shape[0] == 6 else 1)
 
 
-def test_a_fixed_batch_is_kept() -> None:
+def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    teacher = Model.from_module(FixedBatch(), (torch.randn(6, 1, 8, 8),))
+    torch.export.save(torch.export.export(FixedBatch().eval(), (torch.randn(6, 1, 8, 8),)), tmp_path / "six.pt2")
+    teacher = Model.load(tmp_path / "six.pt2")
     assert not teacher.dynamic_batch
     data = tiny_data(64).for_passes()
     (first, *_), labels = data.train.inputs, data.train.labels
