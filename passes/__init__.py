@@ -2,6 +2,7 @@
 
 BUILTIN: dict[str, str] = {
     "recover": "edgesmith.passes.train.recover:Recover",
+    "select-student": "edgesmith.passes.distill.select:SelectStudent",
     "fold-batch-norm": "edgesmith.passes.graph.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "edgesmith.passes.graph.fold_constants:FoldConstants",
     "prune": "edgesmith.passes.prune.prune:Prune",

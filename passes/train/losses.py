@@ -5,6 +5,7 @@ Every function takes student and teacher logits [rows, classes] and gives a scal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -56,7 +57,7 @@ LOSSES: Mapping[str, Distance] = MappingProxyType({"kl": kl, "standardized-kl": 
 def _z_scored(rows: torch.Tensor) -> torch.Tensor:
     """Mean 0 and variance 1 in each row; a constant row (a masked token, say) becomes zero, with finite gradients."""
     centred = rows - rows.mean(dim=1, keepdim=True)
-    return F.normalize(centred, dim=1, eps=_EPS) * rows.shape[1] ** 0.5
+    return F.normalize(centred, dim=1, eps=_EPS) * math.sqrt(rows.shape[1])
 
 
 def _uncorrelated(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,7 @@
-"""Checks that every pass which trains shares."""
+"""The options that every pass which trains has."""
 
 from __future__ import annotations
 
-from edgesmith.compiler.diagnostics import Diagnostic, Severity
-from edgesmith.compiler.model import Model
 from edgesmith.compiler.suggest import did_you_mean
 from edgesmith.passes.train.losses import LOSSES
 
@@ -22,10 +20,3 @@ def check_training_options(epochs: int, lr: float, batch_size: int, loss: str, l
         raise ValueError(f"label_weight={label_weight} must be at least 0 and finite")
     if loss not in LOSSES:
         raise ValueError(f"there is no loss {loss!r}; {did_you_mean(loss, LOSSES)}")
-
-
-def refuse_quantized(who: str, model: Model) -> tuple[Diagnostic, ...]:
-    """An ERROR where ``model`` is quantized: its grids would not fit weights that move."""
-    if model.quant is None:
-        return ()
-    return (Diagnostic(Severity.ERROR, f"{who}.quantized", "", f"{who} trains, and the model is already quantized", f"put {who} before quantize"),)

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgesmith.compiler.diagnostics import Diagnostic, Severity
+from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
-from edgesmith.passes.train.loop import Schedule, Trained, train
+from edgesmith.passes.train.loop import Schedule, train
 from edgesmith.passes.train.objective import Objective
-from edgesmith.passes.train.options import check_training_options, refuse_quantized
+from edgesmith.passes.train.options import check_training_options
+from edgesmith.passes.train.remarks import labels_unused, outcome, refuse_quantized
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,5 @@ class Recover(Pass):
         objective = Objective(teacher, data, self.loss, self.label_weight)
         schedule = Schedule(self.epochs, self.lr, self.batch_size)
         trained = train(model, objective, schedule, ctx)
-        remarks = [*_labels_unused(self, objective), _outcome(trained, self.epochs, scored=ctx.evaluate is not None)]
-        if trained.diverged:
-            remarks.append(Diagnostic(Severity.WARNING, "recover.diverged", "", "the loss became infinite and training stopped", f"lower lr={self.lr:g}"))
-        return PassResult(trained.model, trained.best_epoch > 0, tuple(remarks))
-
-
-def _labels_unused(step: Recover, objective: Objective) -> tuple[Diagnostic, ...]:
-    if step.label_weight == 0 or objective.uses_labels:
-        return ()
-    message = "labels are not used: they are all the same, or no class numbers of an output"
-    return (Diagnostic(Severity.INFO, "recover.no-labels", "", message, "label_weight=0 says so"),)
-
-
-def _outcome(trained: Trained, epochs: int, *, scored: bool) -> Diagnostic:
-    (value, loss), (value_before, loss_before) = trained.score, trained.before
-    figures = f"validation loss {-loss_before:.4g} -> {-loss:.4g}"
-    if scored:
-        figures = f"validation score {value_before:.4g} -> {value:.4g}, {figures}"
-    if trained.best_epoch == 0:
-        return Diagnostic(
-            Severity.WARNING, "recover.no-gain", "", f"no epoch of {epochs} was better than the model that came in ({figures})", "try another lr or more epochs"
-        )
-    return Diagnostic(Severity.INFO, "recover.gain", "", f"best after epoch {trained.best_epoch} of {epochs}: {figures}")
+        remarks = (*labels_unused(self.name, self.label_weight, objective), *outcome(self.name, trained, self.epochs, scored=ctx.evaluate is not None))
+        return PassResult(trained.model, trained.best_epoch > 0, remarks)

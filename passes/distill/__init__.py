@@ -1,0 +1,1 @@
+"""Student selection: candidates cut from the teacher, scored, distilled."""
