@@ -22,7 +22,7 @@ from edgesmith.compiler.instruments import compare_outputs, flat_outputs
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.profile.session import open_session
 from edgesmith.compiler.quiet import quiet
-from edgesmith.compiler.simulate import simulated
+from edgesmith.compiler.simulate import DynamicGrid, simulated
 from edgesmith.compiler.target import Artifact, Target
 
 FLOAT_TOLERANCE = 1e-4
@@ -100,14 +100,14 @@ class Lowering:
                 compare_outputs(graph, ran, FLOAT_TOLERANCE)
             else:
                 compare_outputs(graph, ran, None)
-                compare_with_plan(graph, _simulated(model, self.inputs), ran)
+                compare_with_plan(graph, _simulated(model, self.inputs, target.dynamic_grid), ran)
         except NumericsError as error:
             raise NumericsError(f"lowering to {target.name!r} broke the numbers", why=error.what) from error
 
 
-def _simulated(model: Model, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _simulated(model: Model, inputs: tuple[torch.Tensor, ...], dynamic: DynamicGrid) -> tuple[torch.Tensor, ...]:
     with torch.no_grad():
-        outputs = simulated(model)(*inputs)
+        outputs = simulated(model, dynamic)(*inputs)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

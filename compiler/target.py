@@ -11,6 +11,7 @@ from typing import ClassVar
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.simulate import DynamicGrid
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Target(ABC):
     modules: ClassVar[tuple[str, ...]]
     schemes: ClassVar[frozenset[Scheme]]
     runner: ClassVar[Path]
+    dynamic_grid: ClassVar[DynamicGrid] = DynamicGrid.ROW_ASYMMETRIC
+    """Which activations share a grid in its DYNAMIC operators: what its files are compared with."""
 
     @abstractmethod
     def unsupported(self, model: Model) -> tuple[Diagnostic, ...]:

@@ -78,7 +78,7 @@ def reduction(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
     return _filled(value, left, 0), left
 
 
-def mean(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:  # noqa: ARG001
+def mean(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
     """Sum over count."""
     alive, x = masks["self"], given["self"]
     dims, keepdim = _dims(given, x.dim()), bool(given.get("keepdim", False))
@@ -126,7 +126,7 @@ def layer_norm(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
     return _filled(y, alive, 0.0), alive
 
 
-def group_norm(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:  # noqa: ARG001
+def group_norm(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
     """Mean and variance over what is alive of each group."""
     x, alive = given["input"], _mask_of(given, masks, "input")
     per_channel = (-1, *[1] * (x.dim() - 2))
@@ -178,7 +178,7 @@ def glu(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
     return _filled(target(given["self"], given["dim"]), alive, 0.0), alive
 
 
-def attention(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:  # noqa: ARG001
+def attention(target: Any, given: Given, masks: Masks) -> tuple[Any, Any]:
     """Written out: a softmax over the keys that are alive, scaled for the head size that was."""
     query, key, value = given["query"], given["key"], given["value"]
     alive = {name: _mask_of(given, masks, name).to(torch.float32) for name in ("query", "key", "value")}

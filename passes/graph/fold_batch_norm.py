@@ -31,7 +31,7 @@ class FoldBatchNorm(Pass):
     name: ClassVar[str] = "fold-batch-norm"
     numerics: ClassVar[Numerics] = Numerics.CLOSE
 
-    def run(self, model: Model, ctx: PassContext) -> PassResult:  # noqa: ARG002
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
         """The model without the batch norms that fold."""
         graph = model.edit()
         remarks: list[Diagnostic] = []

@@ -34,7 +34,7 @@ class FoldConstants(Pass):
     name: ClassVar[str] = "fold-constants"
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
-    def run(self, model: Model, ctx: PassContext) -> PassResult:  # noqa: ARG002
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
         """The model with fewer operators and the same outputs."""
         graph = model.edit()
         removed = sum(_removed(graph, node) for node in list(graphs.operators(graph)) if _is_identity(node))

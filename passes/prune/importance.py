@@ -35,7 +35,7 @@ class Importance:
 def magnitude(power: int) -> Callable[[Axes, Sequence[PruneGroup], PassContext, int], Scores]:
     """The sum of |w|^power over every parameter slice that goes with the unit (Li et al. 2017, section 3; over groups: Fang et al. 2023, section 3.3)."""
 
-    def score(axes: Axes, groups: Sequence[PruneGroup], ctx: PassContext, samples: int) -> Scores:  # noqa: ARG001
+    def score(axes: Axes, groups: Sequence[PruneGroup], ctx: PassContext, samples: int) -> Scores:
         return {g.name: sum_over_units(g, parameters(axes.model.graph, g), lambda p: p.detach().double().abs() ** power) for g in groups}
 
     return score

@@ -113,7 +113,7 @@ def why_not(graph: fx.GraphModule, node: fx.Node, scheme: Scheme, plan: QuantPla
     return next((reason for check in _CHECKS[scheme] if (reason := check(graph, node, plan))), "")
 
 
-def _static_kind(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # noqa: ARG001
+def _static_kind(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:
     if node.target in _MEANS:
         return "" if _mean_of_image(node) else "XNNPACK averages in int8 over the whole of an image only"
     if node.target in _SUMS | _PRODUCTS:
@@ -130,7 +130,7 @@ def _mean_of_image(node: fx.Node) -> bool:
     return isinstance(dims, (list, tuple)) and sorted(int(d) % 4 for d in dims) == [2, 3]  # type: ignore[arg-type]
 
 
-def _dynamic_kind(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # noqa: ARG001
+def _dynamic_kind(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:
     if node.target is aten.linear.default:
         return ""
     if node.target not in {aten.conv2d.default, aten.conv2d.padding}:
@@ -139,7 +139,7 @@ def _dynamic_kind(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:
     return "XNNPACK has no dynamic int8 kernel for depthwise convolutions" if kernel is not None and kernel.meta["val"].shape[1] == 1 else ""
 
 
-def _weight(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # noqa: ARG001
+def _weight(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:
     if node.target not in _GEMM:
         return ""
     kernel = weight(node)
@@ -155,7 +155,7 @@ def _weight(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # no
     return "" if axis == 0 else f"XNNPACK quantizes weights along axis 0, the plan along axis {axis}"
 
 
-def _ranges(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:  # noqa: ARG001
+def _ranges(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> str:
     for tensor in (*(x for x, _ in activations(node)), result(node, plan)):
         if planned_range(tensor, plan) is None:
             return f"the plan has no range for {tensor.name}"

@@ -88,5 +88,5 @@ class _Plain(nn.Module):
         result = self.captured(*inputs)
         return result if isinstance(result, tuple) else (result,)
 
-    def train(self, mode: bool = True) -> _Plain:  # noqa: ARG002
+    def train(self, mode: bool = True) -> _Plain:
         return self

@@ -9,6 +9,7 @@ from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.fingerprint import file_hash
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.simulate import DynamicGrid
 from edgesmith.compiler.target import Artifact, Target
 from edgesmith.targets.onnxruntime.support import refusals
 

@@ -35,12 +35,14 @@ aten = torch.ops.aten
 NOT_HONOURED = "onnxruntime.not-honoured"
 FLOAT_BETWEEN_GRIDS = "onnxruntime.float-between-grids"
 
-_SHAPES = ("Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+_SHAPES = ("Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 _VALUES = ("Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Sigmoid", "Softmax")
 INTEGER_KERNELS = frozenset(_SHAPES + _VALUES)
 """Operators beside products and convolutions that ONNX Runtime 1.31 computes, or moves, as integers when they stand between Q/DQ."""
 
 _CLAMPS = frozenset({aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default})
+_PADDINGS = frozenset({aten.pad.default, aten.constant_pad_nd.default})
+"""The exporter lets a convolution do a zero padding before it."""
 
 
 def watched(model: Model) -> tuple[str, ...]:
@@ -66,10 +68,10 @@ def legalise(exported: Exported, model: Model) -> tuple[Diagnostic, ...]:
     if model.quant is None:
         return ()
     work = _Legaliser(exported, model, model.quant)
-    remarks = tuple(remark for node in graphs.operators(model.graph) for remark in work.apply(node))
+    refused = tuple(remark for node in graphs.operators(model.graph) for remark in work.apply(node))
     TopologicalSortPass()(exported.model)
     RemoveUnusedNodesPass()(exported.model)
-    return remarks
+    return refused + work.float_inside()
 
 
 class _Legaliser:
@@ -105,7 +107,7 @@ class _Legaliser:
             why = self._between_grids(node)
         if why:
             return (Diagnostic(Severity.WARNING, NOT_HONOURED, graphs.source(node), f"{node.target} was planned {scheme.value} and runs in float: {why}"),)
-        return () if kind is not None else self._float_inside(node)
+        return ()
 
     def _merged_differently(self) -> frozenset[str]:
         """Operators that share a value in the exported graph and not their grid in the plan."""
@@ -189,10 +191,11 @@ class _Legaliser:
         return result if bias is None else add.node("Add", [result, add.constant(bias.astype(np.float32))])[0]
 
     def _convolution(self, node: fx.Node) -> ir.Node | None:
-        """The ONNX node that computes ``node``, if that is a convolution from exactly its input to exactly its result."""
+        """The ONNX node that computes ``node``, if that is a convolution from its input, or from what a zero padding before it reads, to its result."""
         source, found = node.args[0], self._values[node.name].producer()
         assert isinstance(source, fx.Node)
-        return found if found is not None and found.op_type == "Conv" and found.inputs[0] is self._values[source.name] else None
+        sources = [source, *(source.all_input_nodes if source.target in _PADDINGS else ())]
+        return found if found is not None and found.op_type == "Conv" and found.inputs[0] in [self._values.get(s.name) for s in sources] else None
 
     def _between_grids(self, node: fx.Node) -> str:
         """Put what ``node`` reads and gives on the plan's grids; why not, if that cannot be."""
@@ -220,12 +223,16 @@ class _Legaliser:
             if rounded is not value and use.node.metadata_props.get(ORIGIN) == node.name and use.node.op_type != "QuantizeLinear":
                 use.node.replace_input_with(use.idx, rounded)
 
-    def _float_inside(self, node: fx.Node) -> tuple[Diagnostic, ...]:
-        inside = sorted({n.op_type for n in self._groups.get(node.name, ()) if n.op_type not in INTEGER_KERNELS})
-        if not inside or node.target in _CLAMPS:
-            return ()
-        message = f"{node.target} is computed in float between int8 conversions: ONNX Runtime has no integer {', '.join(inside)}"
-        return (Diagnostic(Severity.INFO, FLOAT_BETWEEN_GRIDS, graphs.source(node), message),)
+    def float_inside(self) -> tuple[Diagnostic, ...]:
+        """An INFO for each static operator that is still there and that ONNX Runtime computes in float, between conversions."""
+        remarks = []
+        for node in graphs.operators(self._model.graph):
+            present = {n.op_type for n in self._groups.get(node.name, ()) if n.graph is not None}
+            inside = sorted(present - INTEGER_KERNELS)
+            if self._plan.scheme(node.name) is Scheme.STATIC and weighted(node) is None and inside:
+                message = f"{node.target} is computed in float between int8 conversions: ONNX Runtime has no integer {', '.join(inside)}"
+                remarks.append(Diagnostic(Severity.INFO, FLOAT_BETWEEN_GRIDS, graphs.source(node), message))
+        return tuple(remarks)
 
 
 def _batch_one(model: Model, shape: torch.Size) -> tuple[int, ...]:

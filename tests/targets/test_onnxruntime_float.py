@@ -116,7 +116,7 @@ def hugging_face(kind: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return testing.randomise_norms(getattr(transformers, f"{kind}ForImageClassification")(config)), IMAGES
 
 
-@pytest.mark.parametrize("kind", ["ViT", "ResNet", "MobileNetV2", "Bert"])
+@pytest.mark.parametrize("kind", [pytest.param("ViT", marks=pytest.mark.slow), "ResNet", pytest.param("MobileNetV2", marks=pytest.mark.slow), "Bert"])
 def test_models_that_nobody_here_wrote_agree_with_pytorch(kind, tmp_path):
     module, inputs = hugging_face(kind)
     model = Model.from_module(module, inputs)

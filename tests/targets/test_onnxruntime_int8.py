@@ -27,7 +27,9 @@ from edgesmith.targets.onnxruntime.runner import Session
 
 F = nn.functional
 aten = torch.ops.aten
-BETWEEN = frozenset({aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.max_pool2d.default, aten.adaptive_avg_pool2d.default, aten.gelu.default})
+BETWEEN = frozenset(
+    {aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.max_pool2d.default, aten.adaptive_avg_pool2d.default, aten.gelu.default, aten.pad.default}
+)
 CLAMPS = frozenset({aten.relu.default, aten.relu6.default})
 
 
@@ -84,7 +86,7 @@ def _ranges(graph: fx.GraphModule, ops: dict[str, Scheme], inputs: tuple[torch.T
     for node in graphs.operators(graph):
         if node.name in ops:
             source = node.args[0]
-            if node.target in CLAMPS | {aten.max_pool2d.default} and source.name in ops:
+            if node.target in CLAMPS | {aten.max_pool2d.default, aten.pad.default} and source.name in ops:
                 covers[source.name] = node.name  # on the grid of what follows
             if node.target is aten.cat.default:
                 covers.update({part.name: node.name for part in source})
@@ -152,6 +154,7 @@ SINGLE = {
         {"a": nn.Conv2d(8, 8, 1), "b": nn.Conv2d(8, 8, 1), "c": nn.Conv2d(8, 8, 1)},
         {"QLinearAdd": 1},
     ),
+    "zero padding": ((3, 8, 8), lambda net, x: net.b(F.pad(net.a(x), (0, 1, 0, 1))), {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 3)}, {"QLinearConv": 2}),
     "pools": ((3, 8, 8), lambda net, x: F.adaptive_avg_pool2d(F.max_pool2d(net.a(x), 2), 1), {"a": nn.Conv2d(3, 8, 3)}, {"QLinearGlobalAveragePool": 1}),
     "concatenation": ((3, 8, 8), lambda net, x: torch.cat([net.a(x), net.b(x)], 1), {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(3, 4, 3)}, {"QLinearConcat": 1}),
 }
