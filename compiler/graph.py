@@ -142,8 +142,10 @@ def infer_shapes(graph: fx.GraphModule, shapes: tuple[tuple[int | None, ...], ..
         _ShapeInterpreter(graph, mode).run(*inputs)
 
 
-def set_training(graph: fx.GraphModule, training: bool) -> None:
+def set_training(graph: fx.GraphModule, training: bool, *, noise: bool = True) -> None:
     """Switch dropout and normalisation operators to train or eval mode in place, leaving every other literal as it was.
+
+    Without ``noise`` only the norms are switched to training: dropouts and other random operators stay in eval mode.
 
     The library's own switch replaces patterns and resets dropout's p and batch norm's eps and momentum; this sets
     the one literal argument.
@@ -152,10 +154,11 @@ def set_training(graph: fx.GraphModule, training: bool) -> None:
         argument = _train_argument(node)
         if argument is not None:
             position, name = argument
+            value = training and (noise or _has_statistics(node))
             if name in node.kwargs or position >= len(node.args):
-                node.update_kwarg(name, training)
+                node.update_kwarg(name, value)
             else:
-                node.update_arg(position, training)
+                node.update_arg(position, value)
     graph.recompile()
 
 
@@ -165,9 +168,14 @@ def _train_argument(node: fx.Node) -> tuple[int, str] | None:
         return None
     arguments = node.target._schema.arguments
     given = {a.name: value for a, value in zip(arguments, node.args, strict=False)} | node.kwargs
-    if any(a.name == "running_mean" for a in arguments) and given.get("running_mean") is None:
+    if _has_statistics(node) and given.get("running_mean") is None:
         return None
     return next(((position, a.name) for position, a in enumerate(arguments) if a.name in _TRAIN_ARGUMENTS), None)
+
+
+def _has_statistics(node: fx.Node) -> bool:
+    """Whether ``node`` is a norm that may keep running statistics."""
+    return isinstance(node.target, torch._ops.OpOverload) and any(a.name == "running_mean" for a in node.target._schema.arguments)
 
 
 def clean(graph: fx.GraphModule) -> None:

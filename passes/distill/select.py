@@ -38,7 +38,7 @@ class SelectStudent(Pass):
     rank_epochs: int = 4
     epochs: int = 20
     slack: float | None = None
-    lr: float = 2e-3
+    lr: float = 1e-3
     batch_size: int = 64
     loss: str = "standardized-kl"
     label_weight: float = 0.5

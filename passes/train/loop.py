@@ -36,6 +36,8 @@ class Schedule:
     warmup: float = 0.05
     clip_norm: float = 1.0
     checks: int = 10
+    dropout: bool = False
+    """Whether dropouts are active: a teacher's outputs regularise enough, and without them fewer epochs do."""
     bf16: bool | None = None
     """Forward and backward in bfloat16; None: where the processor has matrix units for it and the model is large enough to gain."""
 
@@ -91,7 +93,7 @@ def _checkpoints(model: Model, objective: Objective, schedule: Schedule, ctx: Pa
     graph = model.edit(tensors=True)
     for parameter in graph.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    graphs.set_training(graph, True)
+    graphs.set_training(graph, True, noise=schedule.dropout)
     samples = len(objective.data.train)
     size = batch_size(model, min(schedule.batch_size, samples))
     if size > samples:

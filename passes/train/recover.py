@@ -21,7 +21,8 @@ class Recover(Pass):
 
     After pruning the damage is spread over the whole depth, so nothing is frozen. The checkpoint that is best on the validation split is
     kept, and the model that came in where none is better. ``loss`` is one of ``edgesmith.passes.train.losses.LOSSES``; ``label_weight`` is that
-    of cross-entropy with the labels beside it, 0 for data without labels. ``lr`` is the peak learning rate.
+    of cross-entropy with the labels beside it, 0 for data without labels. ``lr`` is the peak learning rate. The model's dropouts stay off
+    unless ``dropout`` says so.
     """
 
     name: ClassVar[str] = "recover"
@@ -33,6 +34,7 @@ class Recover(Pass):
     batch_size: int = 64
     loss: str = "standardized-kl"
     label_weight: float = 0.5
+    dropout: bool = False
 
     def __post_init__(self) -> None:
         check_training_options(self.epochs, self.lr, self.batch_size, self.loss, self.label_weight)
@@ -45,7 +47,7 @@ class Recover(Pass):
         """The recovered model, or ``model`` with a warning where training did not help."""
         data, teacher = ctx.need_data(self.name), ctx.need_teacher(self.name)
         objective = Objective(teacher, data, self.loss, self.label_weight)
-        schedule = Schedule(self.epochs, self.lr, self.batch_size)
+        schedule = Schedule(self.epochs, self.lr, self.batch_size, dropout=self.dropout)
         trained = train(model, objective, schedule, ctx)
         remarks = (*labels_unused(self.name, self.label_weight, objective), *outcome(self.name, trained, self.epochs, scored=ctx.evaluate is not None))
         return PassResult(trained.model, trained.best_epoch > 0, remarks)

@@ -73,6 +73,17 @@ def test_training_mode_is_the_source_modules_training_mode(odd: tuple[Odd, Model
     assert torch.equal(graph(x), module.eval()(x))
 
 
+def test_training_without_noise_switches_the_norms_alone(odd: tuple[Odd, Model, torch.Tensor]) -> None:
+    module, model, x = odd
+    graph = model.edit(tensors=True)
+    graphs.set_training(graph, True, noise=False)
+    module.train()
+    module.drop.eval()
+    module.drop2.eval()
+    assert torch.equal(graph(x), module(x))
+    assert torch.equal(graphs.tensor(graph, "norm.running_var"), module.norm.running_var)
+
+
 def test_training_leaves_the_model_alone(odd: tuple[Odd, Model, torch.Tensor]) -> None:
     _, model, x = odd
     before = model.fingerprint

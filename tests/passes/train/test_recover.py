@@ -128,6 +128,27 @@ def test_batch_norm_learns_its_statistics_and_dropout_is_off_afterwards() -> Non
     assert torch.equal(recovered(x), recovered(x))
 
 
+def test_dropout_is_off_unless_asked_for() -> None:
+    class Dropping(TinyTransformer):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.dropout(x, self.p, self.training))
+
+        p = 0.0
+
+    class DroppingMore(Dropping):
+        p = 0.4
+
+    data = tiny_data(64).for_passes()
+    found = {}
+    for kind in (Dropping, DroppingMore):
+        teacher = tiny_model(kind)
+        for dropout in (False, True):
+            result = Recover(epochs=1, batch_size=16, dropout=dropout).run(hurt(teacher), PassContext(data=data, teacher=teacher))
+            found[kind.p, dropout] = graphs.tensor(result.model.graph, "head.weight")
+    assert torch.equal(found[0.4, False], found[0.0, True])
+    assert not torch.equal(found[0.4, True], found[0.0, True])
+
+
 class TwoInputs(nn.Module):
     """Token ids and a padding mask -> (logits, token states)."""
 
