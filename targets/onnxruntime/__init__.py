@@ -23,6 +23,7 @@ class OnnxRuntime(Target):
     distribution: ClassVar[str] = "onnxruntime"
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
     schemes: ClassVar[frozenset[Scheme]] = frozenset(Scheme)
+    dynamic_grid: ClassVar[DynamicGrid] = DynamicGrid.TENSOR_ASYMMETRIC
     runner: ClassVar[Path] = Path(__file__).with_name("runner.py")
 
     def unsupported(self, model: Model) -> tuple[Diagnostic, ...]:
