@@ -196,6 +196,7 @@ def test_zero_padding_keeps_the_grid(mode: str, value: float, scheme: str) -> No
 @pytest.mark.parametrize("ranges", ["minmax", "percentile", "mse", "entropy"])
 def test_every_kind_of_weight_and_range_keeps_the_signal(layer: nn.Module, shape: tuple[int, ...], ranges: str) -> None:
     torch.manual_seed(0)
+    layer.reset_parameters()  # type: ignore[operator]
     x = normal(*shape)
     result = quantized(nn.Sequential(layer), x, scheme="static", ranges=ranges)
     with torch.no_grad():
