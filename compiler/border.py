@@ -79,12 +79,12 @@ def write_crash_report(error: BaseException, arguments: Sequence[str]) -> str:
     """Write what is needed to see ``error`` again: command, versions, build file, traceback. Where it lies, or why it could not be written."""
     text = crash_report(error, arguments)
     name = f"edgesmith-crash-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.txt"
-    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+    for folder in (Path(), Path(tempfile.gettempdir())):
         try:
             (folder / name).write_text(text, encoding="utf-8")
         except OSError:
             continue
-        return str(folder / name)
+        return str(folder.absolute() / name)
     sys.stderr.write(text)
     return "the text above"
 
@@ -93,7 +93,7 @@ def crash_report(error: BaseException, arguments: Sequence[str]) -> str:
     """Command, versions, build file and traceback as text."""
     parts = [
         f"command: edgesmith {shlex.join(arguments)}",
-        f"folder: {Path.cwd()}",
+        f"folder: {_folder()}",
         f"python: {platform.python_version()} on {platform.platform()}",
         *(f"{name}: {version}" for name, version in _versions()),
     ]
@@ -101,6 +101,13 @@ def crash_report(error: BaseException, arguments: Sequence[str]) -> str:
         if file.is_file():
             parts += ["", f"--- {file}", file.read_text(encoding="utf-8", errors="replace").rstrip()]
     return "\n".join([*parts, "", "--- traceback", *traceback.format_exception(error)])
+
+
+def _folder() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return "removed while the command ran"
 
 
 def _versions() -> list[tuple[str, str]]:

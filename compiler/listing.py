@@ -103,18 +103,15 @@ def advice(found: Health) -> list[str]:
 
 def profile_data(artifact: Path, profile: Profile, findings: Sequence[Finding]) -> dict[str, Any]:
     """A measurement as plain data, its keys as in ``report.json``."""
-    latency = {f"p{p}": profile.latency_ms(p).value for p in PERCENTILES}
-    p90 = profile.latency_ms(90)
+    from edgesmith.compiler.report import LatencyReport, MemoryReport
+
     return {
         "artifact": {"path": str(artifact), "size_bytes": artifact.stat().st_size},
         "device": profile.device,
         "threads": profile.threads,
         "runtime_version": profile.runtime_version,
-        "latency_ms": {**latency, "ci_low": p90.low, "ci_high": p90.high, "samples": len(profile.samples_ns)},
-        "memory_mb": {
-            "peak_rss": None if profile.peak_rss_bytes is None else profile.peak_rss_bytes / 1e6,
-            "model": None if profile.model_rss_bytes is None else profile.model_rss_bytes.value / 1e6,
-        },
+        "latency_ms": dataclasses.asdict(LatencyReport.of(profile, findings)),
+        "memory_mb": dataclasses.asdict(MemoryReport.of(profile)),
         "load_ms": profile.load_ms,
         "environment": dict(profile.environment),
         "findings": [{**dataclasses.asdict(f), "verdict": f.verdict.value} for f in findings],

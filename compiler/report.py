@@ -81,6 +81,14 @@ class LatencyReport:
     ci_high: float | None
     samples: int
 
+    @classmethod
+    def of(cls, profile: Profile, findings: Sequence[Finding]) -> LatencyReport:
+        """The report of ``profile``, with the interval that ``findings`` judged."""
+        judged = next((f for f in findings if f.budget == "latency_ms" and f.low is not None and f.high is not None), None)
+        p50, p90, p99 = (profile.latency_ms(percentile) for percentile in (50, 90, 99))
+        shown = p90 if judged is None or judged.low is None or judged.high is None else Interval(p90.value, judged.low, judged.high)
+        return cls(p50.value, p90.value, p99.value, shown.low, shown.high if math.isfinite(shown.high) else None, len(profile.samples_ns))
+
 
 @dataclass(frozen=True)
 class MemoryReport:
@@ -88,6 +96,11 @@ class MemoryReport:
 
     peak_rss: float | None
     model: float | None
+
+    @classmethod
+    def of(cls, profile: Profile) -> MemoryReport:
+        """The report of ``profile``."""
+        return cls(_mb(profile.peak_rss_bytes), _mb(profile.model_rss_bytes.value if profile.model_rss_bytes else None))
 
 
 @dataclass(frozen=True)
@@ -127,8 +140,8 @@ class TargetReport:
             device=profile.device,
             threads=profile.threads,
             artifact=ArtifactReport(str(artifact.path), artifact.size_bytes, artifact.sha256),
-            latency_ms=_latency(profile, findings),
-            memory_mb=MemoryReport(_mb(profile.peak_rss_bytes), _mb(profile.model_rss_bytes.value if profile.model_rss_bytes else None)),
+            latency_ms=LatencyReport.of(profile, findings),
+            memory_mb=MemoryReport.of(profile),
             load_ms=profile.load_ms,
             accuracy=None
             if accuracy is None
@@ -142,13 +155,6 @@ class TargetReport:
     def verdict(self) -> Verdict:
         """Of all its findings together."""
         return overall(finding.verdict for finding in self.findings)
-
-
-def _latency(profile: Profile, findings: Sequence[Finding]) -> LatencyReport:
-    judged = next((f for f in findings if f.budget == "latency_ms" and f.low is not None and f.high is not None), None)
-    p50, p90, p99 = (profile.latency_ms(percentile) for percentile in (50, 90, 99))
-    shown = p90 if judged is None or judged.low is None or judged.high is None else Interval(p90.value, judged.low, judged.high)
-    return LatencyReport(p50.value, p90.value, p99.value, shown.low, shown.high if math.isfinite(shown.high) else None, len(profile.samples_ns))
 
 
 def _mb(count: float | None) -> float | None:
