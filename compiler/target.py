@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from edgesmith.compiler.diagnostics import Diagnostic
+from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.operator_types import Executed, Placement
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.simulate import DynamicGrid
 
@@ -60,3 +62,11 @@ class Target(ABC):
             UnsupportedError: an operator that the runtime lacks.
             MissingExtraError: the converter or runtime is not installed.
         """
+
+    def place(self, operators: Sequence[Executed]) -> tuple[Placement, ...]:
+        """For each of a file's executed ``operators``, in their order: whether it is on the runtime's fast path, and if not what to do about it.
+
+        Raises:
+            UnsupportedError: the target does not say; one whose runner has a ``Profiler`` does.
+        """
+        raise UnsupportedError(f"target {self.name!r} does not say which operators are fast")

@@ -114,15 +114,20 @@ def open_session(  # noqa: PLR0913 - all but the first three are by name
         process = stack.enter_context(WorkerProcess(artifact, runner, threads, log=log or current_log() or scratch / "log", timeout_s=timeout_s, extra=extra))
         cores = tuple(process.receive("start")["cores"])
         if samples:
-            source = scratch / "samples.npz"
-            _write_samples(source, samples)
-            process.ask("samples", path=str(source))
-            source.unlink()
+            give_samples(process, scratch, samples)
         answer = _load(process, artifact, foreign)
         session = RunnerSession(_loaded(answer, cores), process, scratch, answer["peak_is_own"])
         if samples:
             check_inputs(samples, session.loaded.inputs)
         yield session
+
+
+def give_samples(process: WorkerProcess, scratch: Path, samples: Sequence[Array]) -> None:
+    """Hand ``process`` the samples that its timed calls rotate over, by way of a file in ``scratch``."""
+    source = scratch / "samples.npz"
+    _write_samples(source, samples)
+    process.ask("samples", path=str(source))
+    source.unlink()
 
 
 def check_inputs(inputs: Sequence[Array], ports: Sequence[Port]) -> int:

@@ -1,7 +1,7 @@
 """The process that runs one artifact: ``python worker.py RUNNER.py ARTIFACT THREADS``.
 
 It needs the standard library, numpy and whatever RUNNER.py needs, so that the same file serves every device. RUNNER.py
-defines one class::
+defines one class, and where the runtime can time its operators a second::
 
     class Session:
         def __init__(self, path: str, threads: int) -> None: ...    # loads the file
@@ -10,6 +10,14 @@ defines one class::
         outputs: list[dict]
         def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]: ...
 
+    class Profiler:
+        method = "instrumented"                                     # or what it does instead, for instance "truncated graphs"
+        def __init__(self, path: str, threads: int) -> None: ...    # loads the file with the runtime's own instrumentation switched on
+        def run(self, inputs: list[np.ndarray]) -> None: ...        # one inference
+        def operators(self) -> list[dict]: ...                      # ends profiling; one entry per executed operator, in order of execution:
+            # {"name": the runtime's own, "kind": operator type as the runtime names it, "ns": [one per run],
+            #  "sources": [paths of source modules, several when fused, none when unknown], "delegate": what ran it, or ""}
+
 One JSON object a line comes in, one goes out; the first line out is a greeting. Requests, by their ``do``:
 
     samples  path                 read the samples (.npz: arrays "0", "1" ... of N samples) that ``time`` rotates over
@@ -17,6 +25,8 @@ One JSON object a line comes in, one goes out; the first line out is a greeting.
     run      inputs, outputs      one sample after the other from one .npz into another
     time     seconds, least       time calls one by one until both are reached; nanoseconds of each call
     memory                        what the kernel counts for this process
+    operators  seconds, least, most  load the artifact with a Profiler and run it as ``time`` does, ``most`` times at most; its method, the
+                                  nanoseconds of each whole run, and its operators
     quit
 
 Whatever the runner raises ends the process; its last line is then ``{"error": class name, "message": ..., "module": ...}``.
@@ -32,6 +42,7 @@ import gc
 import importlib
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -43,6 +54,7 @@ from typing import Any, TextIO, TypeAlias
 import numpy as np
 
 SessionClass: TypeAlias = Callable[[str, int], Any]
+ProfilerClass: TypeAlias = Any
 Array: TypeAlias = np.ndarray[Any, Any]
 
 IDLE_PROBE_S = 0.05
@@ -141,11 +153,31 @@ def joined(samples: list[Array]) -> Array:
     return np.concatenate(samples) if samples[0].shape[:1] == (1,) else np.stack(samples)
 
 
+def timed(run: Callable[[list[Array]], object], samples: list[list[Array]], seconds: float, least: int, most: float = math.inf, *, start: int = 0) -> list[int]:
+    """Nanoseconds of calls made one after the other, over ``samples`` in turn from number ``start`` on, for ``seconds`` and ``least`` times, but ``most``."""
+    clock, count = time.perf_counter_ns, start
+    nanoseconds: list[int] = []
+    gc.collect()
+    gc.disable()
+    end = clock() + int(seconds * 1e9)
+    stop = 0
+    while (stop < end or len(nanoseconds) < least) and len(nanoseconds) < most:
+        feed = samples[count % len(samples)]
+        began = clock()
+        run(feed)
+        stop = clock()
+        nanoseconds.append(stop - began)
+        count += 1
+    gc.enable()
+    return nanoseconds
+
+
 class Worker:
     """What the requests do."""
 
-    def __init__(self, session_class: SessionClass, artifact: str, threads: int) -> None:
+    def __init__(self, session_class: SessionClass, profiler_class: ProfilerClass, artifact: str, threads: int) -> None:
         self.session_class = session_class
+        self.profiler_class = profiler_class
         self.artifact = artifact
         self.threads = threads
         self.session: Any = None
@@ -179,25 +211,17 @@ class Worker:
         return {"count": len(rows)}
 
     def time(self, seconds: float, least: int) -> dict[str, Any]:
-        clock, run, samples, count = time.perf_counter_ns, self.session.run, self.feeds, self.calls
-        nanoseconds: list[int] = []
-        gc.collect()
-        gc.disable()
-        end = clock() + int(seconds * 1e9)
-        stop = 0
-        while stop < end or len(nanoseconds) < least:
-            feed = samples[count % len(samples)]
-            start = clock()
-            run(feed)
-            stop = clock()
-            nanoseconds.append(stop - start)
-            count += 1
-        gc.enable()
-        self.calls = count
+        nanoseconds = timed(self.session.run, self.feeds, seconds, least, start=self.calls)
+        self.calls += len(nanoseconds)
         return {"ns": nanoseconds}
 
     def memory(self) -> dict[str, Any]:
         return dict(memory())
+
+    def operators(self, seconds: float, least: int, most: int) -> dict[str, Any]:
+        profiler = self.profiler_class(self.artifact, self.threads)
+        nanoseconds = timed(profiler.run, self.feeds, seconds, least, most)
+        return {"method": profiler.method, "ns": nanoseconds, "operators": profiler.operators()}
 
 
 def import_runtime(runner: Path) -> None:
@@ -214,16 +238,15 @@ def import_runtime(runner: Path) -> None:
             importlib.import_module(name)
 
 
-def session_class(runner: Path) -> SessionClass:
-    """``Session`` of the runner file, whose runtime is imported."""
+def classes(runner: Path) -> tuple[SessionClass, ProfilerClass | None]:
+    """``Session`` and, where there is one, ``Profiler`` of the runner file, whose runtime is imported."""
     spec = importlib.util.spec_from_file_location("edgesmith_runner", runner)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     import_runtime(runner)
-    found: SessionClass = module.Session
-    return found
+    return module.Session, getattr(module, "Profiler", None)
 
 
 def main(runner: str, artifact: str, threads: int) -> None:
@@ -241,14 +264,15 @@ def main(runner: str, artifact: str, threads: int) -> None:
 
     sys.excepthook = last_words
     cores = pin(threads)
-    worker = Worker(session_class(Path(runner)), artifact, threads)
-    reply({"cores": cores, "python": sys.version.split()[0]})
+    worker = Worker(*classes(Path(runner)), artifact, threads)
+    reply({"cores": cores, "python": sys.version.split()[0], "times_operators": worker.profiler_class is not None})
     handlers: dict[str, Callable[..., dict[str, Any]]] = {
         "samples": worker.samples,
         "load": worker.load,
         "run": worker.run,
         "time": worker.time,
         "memory": worker.memory,
+        "operators": worker.operators,
     }
     for line in requests:
         request = json.loads(line)
