@@ -33,13 +33,15 @@ class Executed:
     """One operator that a runtime executed.
 
     ``name`` and ``kind`` are the runtime's own. ``sources`` are the paths of the source modules that it computes, several where the runtime fused
-    them, none where the file does not say. ``delegate`` is the delegate or provider that ran it, or empty.
+    them, none where the file does not say. ``delegate`` is the delegate or provider that ran it, ``dtype`` numpy's name of its first result's dtype;
+    both are empty where the runtime does not say.
     """
 
     name: str
     kind: str
     sources: tuple[str, ...] = ()
     delegate: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median_grouped
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,9 +24,9 @@ from edgesmith.compiler.profile.transport import WorkerProcess
 from edgesmith.compiler.quiet import current_log
 from edgesmith.compiler.target import Artifact, Target
 
-ROUNDS = 3
-WARM_UP_SHARE = 0.2
-LEAST, MOST = 5, 200
+ROUNDS = 8
+WARM_UP_ROUNDS = 1
+LEAST, MOST = 2, 50
 """Runs of one round; the runtimes keep a record for every operator of every run."""
 NS_PER_MS = 1e6
 
@@ -41,8 +42,8 @@ def profile_operators(
 ) -> OperatorProfile:
     """Time every operator of ``artifact`` by its runtime's own instrumentation.
 
-    In each of a few rounds the whole run is timed without instrumentation, and then with it, in another process; the first fifth of a round's runs is
-    warm-up. ``limit_s`` seconds of calls are spent in all, more where a single run is longer. ``samples`` are as in ``measure``.
+    Rounds of whole runs without instrumentation take turns with rounds of runs with it, in another process; the first round of each is warm-up.
+    ``limit_s`` seconds of calls are spent in all, more where two runs a round take longer. ``samples`` are as in ``measure``.
 
     Raises:
         UserError: as of ``measure``.
@@ -60,26 +61,26 @@ def profile_operators(
             samples = random_samples(session.loaded.inputs)
     samples = [array[:SAMPLES] for array in samples]
     seconds = limit_s / (2 * ROUNDS)
-    whole: list[npt.NDArray[np.int64]] = []
-    rounds: list[dict[str, Any]] = []
+    whole, instrumented = [], []
     with opener(samples=samples) as session, _profiling(path, chosen, threads, samples) as process:
         for _ in range(ROUNDS):
-            whole.append(_steady(session.time(seconds, LEAST)))
-            rounds.append(process.ask("operators", extra_s=seconds, seconds=seconds, least=LEAST, most=MOST))
-        version = session.loaded.runtime_version
-    executed, ms = _pooled(path, rounds)
+            whole.append(session.time(seconds, LEAST))
+            answer = process.ask("profile", extra_s=seconds, seconds=seconds, least=LEAST, most=MOST)
+            instrumented.append(np.asarray(answer["ns"], dtype=np.int64))
+        found, version = process.ask("operators"), session.loaded.runtime_version
+    skipped, runs = (sum(map(len, part)) for part in (instrumented[:WARM_UP_ROUNDS], instrumented))
+    executed, ms = _operators(path, found, skipped, runs)
     total = sum(ms)
-    placements = chosen.place(executed)
     return OperatorProfile(
-        method=rounds[0]["method"],
-        whole_ms=float(np.median(np.concatenate(whole))) / NS_PER_MS,
-        instrumented_ms=float(np.median(np.concatenate([_steady(r["ns"]) for r in rounds]))) / NS_PER_MS,
-        runs=sum(len(_steady(r["ns"])) for r in rounds),
+        method=found["method"],
+        whole_ms=_median_ms(whole),
+        instrumented_ms=_median_ms(instrumented),
+        runs=runs - skipped,
         threads=threads,
         runtime_version=version,
         operators=tuple(
             OperatorTime(o.name, o.kind, o.sources, o.delegate, took, took / total if total else 0.0, place.category, place.advice)
-            for o, took, place in zip(executed, ms, placements, strict=True)
+            for o, took, place in zip(executed, ms, chosen.place(executed), strict=True)
         ),
         environment=devices.environment(),
     )
@@ -102,22 +103,19 @@ def _profiling(path: Path, target: Target, threads: int, samples: Sequence[Array
         yield process
 
 
-def _steady(nanoseconds: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Without the warm-up."""
-    found = np.asarray(nanoseconds, dtype=np.int64)
-    return found[int(np.ceil(WARM_UP_SHARE * len(found))) :]
+def _median_ms(rounds: Sequence[npt.NDArray[np.int64]]) -> float:
+    return float(np.median(np.concatenate(rounds[WARM_UP_ROUNDS:]))) / NS_PER_MS
 
 
-def _pooled(path: Path, rounds: Sequence[dict[str, Any]]) -> tuple[tuple[Executed, ...], list[float]]:
-    """The operators, which every round must have executed alike, and the median milliseconds of each over all rounds."""
-    first = rounds[0]["operators"]
-    executed = tuple(Executed(row["name"], row["kind"], tuple(row["sources"]), row["delegate"]) for row in first)
-    for number, found in enumerate(rounds):
-        names, runs = [row["name"] for row in found["operators"]], len(found["ns"])
-        if names != [operator.name for operator in executed]:
-            raise RunnerError(f"the profiles of {path.name} do not name the same operators each time it is loaded")
-        odd = next((row["name"] for row in found["operators"] if len(row["ns"]) != runs), None)
-        if odd is not None:
-            raise RunnerError(f"the profile of {path.name} does not have one time a run for operator {odd}", why=f"{runs} runs in round {number + 1}")
-    columns = ([_steady(found["operators"][i]["ns"]) for found in rounds] for i in range(len(executed)))
-    return executed, [float(np.median(np.concatenate(column))) / NS_PER_MS for column in columns]
+def _operators(path: Path, found: dict[str, Any], skipped: int, runs: int) -> tuple[tuple[Executed, ...], list[float]]:
+    """What was executed, and the median milliseconds of each over ``runs`` but the first ``skipped``.
+
+    Times of a coarse resolution are taken for evenly spread over its step (the median of grouped data). One below zero, which is what taking off the
+    cost of instrumentation may leave of an operator that does next to nothing, is zero.
+    """
+    rows, step = found["operators"], found["resolution_ns"]
+    odd = next((row for row in rows if len(row["ns"]) != runs), None)
+    if odd is not None:
+        raise RunnerError(f"the profile of {path.name} has {len(odd['ns'])} times of operator {odd['name']} for {runs} runs")
+    executed = tuple(Executed(row["name"], row["kind"], tuple(row["sources"]), row["delegate"], row.get("dtype", "")) for row in rows)
+    return executed, [max(0.0, median_grouped(row["ns"][skipped:], interval=step)) / NS_PER_MS for row in rows]

@@ -12,11 +12,13 @@ defines one class, and where the runtime can time its operators a second::
 
     class Profiler:
         method = "instrumented"                                     # or what it does instead, for instance "truncated graphs"
+        resolution_ns = 1                                           # the step of its times, 1 where it has none: they are rounded to steps of it
         def __init__(self, path: str, threads: int) -> None: ...    # loads the file with the runtime's own instrumentation switched on
         def run(self, inputs: list[np.ndarray]) -> None: ...        # one inference
         def operators(self) -> list[dict]: ...                      # ends profiling; one entry per executed operator, in order of execution:
             # {"name": the runtime's own, "kind": operator type as the runtime names it, "ns": [one per run],
-            #  "sources": [paths of source modules, several when fused, none when unknown], "delegate": what ran it, or ""}
+            #  "sources": [paths of source modules, several when fused, none when unknown], "delegate": what ran it, or "",
+            #  "dtype": numpy's name of its first result's, where the runtime says it}
 
 One JSON object a line comes in, one goes out; the first line out is a greeting. Requests, by their ``do``:
 
@@ -25,8 +27,8 @@ One JSON object a line comes in, one goes out; the first line out is a greeting.
     run      inputs, outputs      one sample after the other from one .npz into another
     time     seconds, least       time calls one by one until both are reached; nanoseconds of each call
     memory                        what the kernel counts for this process
-    operators  seconds, least, most  load the artifact with a Profiler and run it as ``time`` does, ``most`` times at most; its method, the
-                                  nanoseconds of each whole run, and its operators
+    profile  seconds, least, most  as ``time``, ``most`` times at most, with a Profiler, which the first such request makes
+    operators                     end profiling: the method, the resolution and the operators of all these runs
     quit
 
 Whatever the runner raises ends the process; its last line is then ``{"error": class name, "message": ..., "module": ...}``.
@@ -181,6 +183,7 @@ class Worker:
         self.artifact = artifact
         self.threads = threads
         self.session: Any = None
+        self.profiler: Any = None
         self.feeds: list[list[Array]] = []
         self.calls = 0
 
@@ -218,10 +221,14 @@ class Worker:
     def memory(self) -> dict[str, Any]:
         return dict(memory())
 
-    def operators(self, seconds: float, least: int, most: int) -> dict[str, Any]:
-        profiler = self.profiler_class(self.artifact, self.threads)
-        nanoseconds = timed(profiler.run, self.feeds, seconds, least, most)
-        return {"method": profiler.method, "ns": nanoseconds, "operators": profiler.operators()}
+    def profile(self, seconds: float, least: int, most: int) -> dict[str, Any]:
+        if self.profiler is None:
+            self.profiler = self.profiler_class(self.artifact, self.threads)
+        return {"ns": timed(self.profiler.run, self.feeds, seconds, least, most)}
+
+    def operators(self) -> dict[str, Any]:
+        profiler, self.profiler = self.profiler, None
+        return {"method": profiler.method, "resolution_ns": getattr(profiler, "resolution_ns", 1), "operators": profiler.operators()}
 
 
 def import_runtime(runner: Path) -> None:
@@ -272,6 +279,7 @@ def main(runner: str, artifact: str, threads: int) -> None:
         "run": worker.run,
         "time": worker.time,
         "memory": worker.memory,
+        "profile": worker.profile,
         "operators": worker.operators,
     }
     for line in requests:
