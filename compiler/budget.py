@@ -17,7 +17,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value with its 95 % confidence interval."""
+    """A measured value between two ends: its 95 % confidence interval, where nothing else is said."""
 
     value: float
     low: float
@@ -61,8 +61,8 @@ class AccuracyGoal:
     floor: float | None = None
 
 
-def judge_below(budget: str, limit: float, measured: Interval | None, unit: str, why_unmeasured: str = "") -> Finding:
-    """The finding for "``measured`` must be at most ``limit``"."""
+def judge_below(budget: str, limit: float, measured: Interval | None, unit: str, why_unmeasured: str = "", *, between: str = "95 % interval") -> Finding:
+    """The finding for "``measured`` must be at most ``limit``"; ``between`` says what its two ends are."""
     if measured is None:
         return Finding(budget, Verdict.UNKNOWN, limit, None, None, None, f"{budget} was not measured: {why_unmeasured}")
     if measured.high <= limit:
@@ -71,7 +71,7 @@ def judge_below(budget: str, limit: float, measured: Interval | None, unit: str,
         verdict, words, by = Verdict.MISSED, "over", f" by {measured.value - limit:.4g} {unit}"
     else:
         verdict, words, by = Verdict.UNKNOWN, "too close to call against", ""
-    spread = "" if measured.low == measured.high else f" (95 % interval {measured.low:.4g} to {measured.high:.4g})"
+    spread = "" if measured.low == measured.high else f" ({between} {measured.low:.4g} to {measured.high:.4g})"
     message = " ".join(f"{budget} {measured.value:.4g} {unit}{spread} is {words} the limit of {limit:g} {unit}{by}".split())
     return Finding(budget, verdict, limit, measured.value, measured.low, measured.high, message)
 

@@ -96,7 +96,7 @@ def check(file: Path, targets: tuple[str, ...], overrides: tuple[str, ...]) -> i
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads that the runtime may use.")
 @click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="Limit of the 90th percentile of one call.")
-@click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="Limit of what the model adds to its process.")
+@click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="Limit of the dirty memory that the model adds to its process.")
 @_JSON
 def profile(artifact: Path, threads: int, latency_ms: float | None, memory_mb: float | None, as_json: bool) -> int:
     """Measure ARTIFACT (.onnx, .tflite, .pte).
@@ -114,7 +114,7 @@ def profile(artifact: Path, threads: int, latency_ms: float | None, memory_mb: f
     if as_json:
         _echo_json(listing.profile_data(artifact, measured, findings))
     else:
-        listing.show((str(artifact), "measured", "95 % interval"), listing.profile_rows(measured))
+        listing.show((str(artifact), "measured", "95 % interval, where nothing else is said"), listing.profile_rows(measured))
         for finding in findings:
             click.echo(f"{finding.verdict.name}: {finding.message}")
     return EXIT_CODES[overall(finding.verdict for finding in findings)]

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.compiler.profile.memory_types import FIRST, LOADED, STEADY
+
 if TYPE_CHECKING:
     from edgesmith.compiler.budget import Finding
     from edgesmith.compiler.doctor import Health
+    from edgesmith.compiler.profile.memory_types import Memory
     from edgesmith.compiler.profile.types import Profile
 
 Rows = list[tuple[str, ...]]
@@ -111,7 +114,7 @@ def profile_data(artifact: Path, profile: Profile, findings: Sequence[Finding]) 
         "threads": profile.threads,
         "runtime_version": profile.runtime_version,
         "latency_ms": dataclasses.asdict(LatencyReport.of(profile, findings)),
-        "memory_mb": dataclasses.asdict(MemoryReport.of(profile)),
+        "memory_mb": None if profile.memory is None else dataclasses.asdict(MemoryReport.of(profile.memory)),
         "load_ms": profile.load_ms,
         "environment": dict(profile.environment),
         "findings": [{**dataclasses.asdict(f), "verdict": f.verdict.value} for f in findings],
@@ -125,10 +128,30 @@ def profile_rows(profile: Profile) -> Rows:
         found = profile.latency_ms(percentile)
         rows.append((f"latency p{percentile}", f"{found.value:.3f} ms", f"{found.low:.3f} to {found.high:.3f}"))
     rows.append(("load", f"{profile.load_ms:.1f} ms", ""))
-    if profile.model_rss_bytes is not None:
-        memory = profile.model_rss_bytes
-        rows.append(("memory of the model", f"{memory.value / 1e6:.1f} MB", f"{memory.low / 1e6:.1f} to {memory.high / 1e6:.1f}"))
-    if profile.peak_rss_bytes is not None:
-        rows.append(("peak memory of the process", f"{profile.peak_rss_bytes / 1e6:.1f} MB", ""))
+    if profile.memory is not None:
+        rows += memory_rows(profile.memory)
     rows.append(("runtime", profile.runtime_version, f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"))
     return rows
+
+
+def memory_rows(memory: Memory) -> Rows:
+    """What the model adds to its process, beside what was planned; the process's own peak comes last."""
+    plan = memory.plan
+    planned = "" if plan is None else f"planned {_mb(plan.dirty_bytes)}"
+    parts = "" if plan is None else f": weights {_mb(plan.weights_bytes)}, packed {_mb(plan.packed_bytes)}, arena {_mb(plan.arena_bytes)}"
+    parts += "" if plan is None else f", records {_mb(plan.runtime_bytes)}"
+    spread = f"{len(memory.processes)} processes: {_mb(memory.dirty_bytes.low)} to {_mb(memory.dirty_bytes.high)}"
+    return [
+        ("memory of the model, dirty", _mb(memory.dirty_bytes.value), spread),
+        ("  when loaded", _mb(memory.dirty_at(LOADED).value), ""),
+        ("  after the first run", _mb(memory.dirty_at(FIRST).value), ""),
+        ("  in steady state", _mb(memory.dirty_at(STEADY).value), planned + parts),
+        ("  clean pages of its file", _mb(memory.mapped_bytes.value), "" if plan is None else f"planned {_mb(plan.mapped_bytes)}"),
+        ("  most at any moment, both", _mb(memory.peak_rss_bytes.value), ""),
+        ("peak memory of the process", _mb(memory.process_peak_rss_bytes), ""),
+    ]
+
+
+def _mb(size_bytes: float) -> str:
+    """Two digits, so that a model of a hundred kilobytes shows."""
+    return f"{size_bytes / 1e6:.2f} MB"

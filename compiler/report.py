@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from edgesmith.compiler.budget import EXIT_CODES, Finding, Interval, Verdict, ov
 from edgesmith.compiler.candidate import Candidate
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.files import file_hash, write_text
+from edgesmith.compiler.profile.memory_types import PHASES
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from edgesmith.compiler.accuracy import Accuracy
     from edgesmith.compiler.model import Model, PassRecord
+    from edgesmith.compiler.profile.memory_types import Memory
     from edgesmith.compiler.profile.types import Profile
     from edgesmith.compiler.target import Artifact
 
@@ -91,16 +93,45 @@ class LatencyReport:
 
 
 @dataclass(frozen=True)
-class MemoryReport:
-    """``peak_rss`` of a whole process with its runtime; ``model`` is the increase over the same process without the model. None: not counted here."""
+class MemoryPlanReport:
+    """What the runtime should take in steady state, computed from the file; ``mapped`` pages of the file are clean, the rest is dirty."""
 
-    peak_rss: float | None
-    model: float | None
+    weights: float
+    packed: float
+    arena: float
+    runtime: float
+    mapped: float
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """``peak_rss`` of a whole process with its runtime; the rest is what the model adds to it, medians of the fresh processes.
+
+    ``model`` is what a budget is judged on: dirty memory, at the most of ``loaded``, ``first`` (run) and ``steady``. ``mapped`` are
+    clean pages of the file in steady state, ``peak`` is resident memory at its highest, both kinds and what loading needed for a moment.
+    """
+
+    peak_rss: float
+    model: float
+    loaded: float | None = None
+    first: float | None = None
+    steady: float | None = None
+    mapped: float | None = None
+    peak: float | None = None
+    plan: MemoryPlanReport | None = None
 
     @classmethod
-    def of(cls, profile: Profile) -> MemoryReport:
-        """The report of ``profile``."""
-        return cls(_mb(profile.peak_rss_bytes), _mb(profile.model_rss_bytes.value if profile.model_rss_bytes else None))
+    def of(cls, memory: Memory) -> MemoryReport:
+        """The report of ``memory``."""
+        plan = memory.plan
+        return cls(
+            peak_rss=memory.process_peak_rss_bytes / BYTES_PER_MB,
+            model=memory.dirty_bytes.value / BYTES_PER_MB,
+            **{phase: memory.dirty_at(phase).value / BYTES_PER_MB for phase in PHASES[1:]},
+            mapped=memory.mapped_bytes.value / BYTES_PER_MB,
+            peak=memory.peak_rss_bytes.value / BYTES_PER_MB,
+            plan=None if plan is None else MemoryPlanReport(*(getattr(plan, f"{f.name}_bytes") / BYTES_PER_MB for f in fields(MemoryPlanReport))),
+        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +172,7 @@ class TargetReport:
             threads=profile.threads,
             artifact=ArtifactReport(str(artifact.path), artifact.size_bytes, artifact.sha256),
             latency_ms=LatencyReport.of(profile, findings),
-            memory_mb=MemoryReport.of(profile),
+            memory_mb=MemoryReport.of(profile.memory) if profile.memory is not None else None,
             load_ms=profile.load_ms,
             accuracy=None
             if accuracy is None
@@ -155,10 +186,6 @@ class TargetReport:
     def verdict(self) -> Verdict:
         """Of all its findings together."""
         return overall(finding.verdict for finding in self.findings)
-
-
-def _mb(count: float | None) -> float | None:
-    return None if count is None else count / BYTES_PER_MB
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import ClassVar
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.memory_types import MemoryPlan
 from edgesmith.compiler.profile.operator_types import Executed, Placement
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.simulate import DynamicGrid
@@ -62,6 +63,14 @@ class Target(ABC):
             UnsupportedError: an operator that the runtime lacks.
             MissingExtraError: the converter or runtime is not installed.
         """
+
+    def memory_plan(self, path: Path) -> MemoryPlan:
+        """What the runtime takes in memory for the file ``path``, computed from the file alone, at one thread.
+
+        Raises:
+            UnsupportedError: the target makes no plans, or none for such a file.
+        """
+        raise UnsupportedError(f"target {self.name!r} makes no memory plans")
 
     def place(self, operators: Sequence[Executed]) -> tuple[Placement, ...]:
         """For each of a file's executed ``operators``, in their order: whether it is on the runtime's fast path, and if not what to do about it.

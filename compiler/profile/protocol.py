@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgesmith.compiler import registry
-from edgesmith.compiler.budget import Budget, Interval, Verdict
+from edgesmith.compiler.budget import Budget, Verdict
 from edgesmith.compiler.data import Array
 from edgesmith.compiler.errors import UserError
 from edgesmith.compiler.profile import devices
+from edgesmith.compiler.profile.memory import measure_memory
+from edgesmith.compiler.profile.memory_types import Memory
 from edgesmith.compiler.profile.session import RunnerSession, open_session
-from edgesmith.compiler.profile.types import MemoryUse, Port, Profile
+from edgesmith.compiler.profile.types import Port, Profile
 from edgesmith.compiler.profile.verdicts import judge
 from edgesmith.compiler.target import Artifact, Target
 
@@ -75,6 +77,7 @@ def measure(
             found.measure_process(session, limit_s * number / PROCESSES)
             while number == PROCESSES and found.seconds < limit_s and _undecided(budget, found.profile(device, threads, environment)):
                 found.add_blocks(session, len(found.blocks), limit_s)
+    found.memory = measure_memory(path, chosen, threads, [array[:SAMPLES] for array in samples])
     return found.profile(device, threads, environment)
 
 
@@ -107,20 +110,16 @@ class _Measurement:
     seconds: float = 0.0
     blocks: list[npt.NDArray[np.int64]] = field(default_factory=list)
     loads_ms: list[float] = field(default_factory=list)
-    memory: list[MemoryUse] = field(default_factory=list)
+    memory: Memory | None = None
     runtime_version: str = ""
     cores: tuple[int, ...] = ()
 
     def measure_process(self, session: RunnerSession, until_s: float) -> None:
-        """Warm ``session`` up, time its first blocks, read its memory."""
+        """Warm ``session`` up, time its first blocks."""
         self.runtime_version, self.cores = session.loaded.runtime_version, session.loaded.cores
         self.loads_ms.append(session.loaded.load_ms)
-        self.memory.extend(session.loaded.memory)
         self._warm_up(session)
         self.add_blocks(session, BLOCKS, until_s)
-        steady = session.memory("steady")
-        if steady is not None:
-            self.memory.append(steady)
 
     def _warm_up(self, session: RunnerSession) -> None:
         end_s = self.seconds + WARM_UP_SHARE * self.limit_s
@@ -147,9 +146,6 @@ class _Measurement:
 
     def profile(self, device: str, threads: int, environment: dict[str, str]) -> Profile:
         """Everything seen, as one Profile."""
-        steady = [use for use in self.memory if use.phase == "steady"]
-        base = [use for use in self.memory if use.phase == "base"]
-        grown = sorted(s.peak_rss_bytes - b.rss_bytes for s, b in zip(steady, base, strict=True))
         return Profile(
             device=device,
             threads=threads,
@@ -157,8 +153,6 @@ class _Measurement:
             samples_ns=np.concatenate(self.blocks),
             block_sizes=tuple(len(block) for block in self.blocks),
             load_ms=median(self.loads_ms),
-            peak_rss_bytes=max((use.peak_rss_bytes for use in self.memory), default=None),
-            model_rss_bytes=Interval(median(grown), grown[0], grown[-1]) if grown else None,
-            memory=tuple(self.memory),
+            memory=self.memory,
             environment={**environment, "pinned_cores": " ".join(map(str, self.cores)) or "none"},
         )

@@ -17,7 +17,7 @@ from edgesmith.compiler.data import Array
 from edgesmith.compiler.errors import DataError, RunnerError, UserError
 from edgesmith.compiler.files import translated
 from edgesmith.compiler.profile.transport import WorkerProcess
-from edgesmith.compiler.profile.types import MemoryUse, Port
+from edgesmith.compiler.profile.types import Port
 from edgesmith.compiler.quiet import current_log
 
 TIMEOUT_S = 120.0
@@ -34,7 +34,6 @@ class Loaded:
     runtime_version: str
     load_ms: float
     cores: tuple[int, ...]
-    memory: tuple[MemoryUse, ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class RunnerSession:
     loaded: Loaded
     _process: WorkerProcess
     _scratch: Path
-    _peak_is_own: bool
 
     def run(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
         """Every sample once, one by one: the outputs, first dimension the sample.
@@ -67,7 +65,7 @@ class RunnerSession:
 
     def _run_chunk(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
         source, result = self._scratch / "inputs.npz", self._scratch / "outputs.npz"
-        _write_samples(source, inputs)
+        write_samples(source, inputs)
         self._process.ask("run", inputs=str(source), outputs=str(result))
         with np.load(result, allow_pickle=False) as file:
             return tuple(file[str(i)] for i in range(len(file.files)))
@@ -76,10 +74,6 @@ class RunnerSession:
         """Nanoseconds of calls made one after the other for ``seconds``, at least ``least`` of them, over the samples given to ``open_session``."""
         answer = self._process.ask("time", extra_s=seconds, seconds=seconds, least=least)
         return np.asarray(answer["ns"], dtype=np.int64)
-
-    def memory(self, phase: str) -> MemoryUse | None:
-        """What the kernel counts for the process now; None where it does not."""
-        return _memory_use(phase, self._process.ask("memory"), self._peak_is_own)
 
 
 @contextmanager
@@ -116,7 +110,7 @@ def open_session(  # noqa: PLR0913 - all but the first three are by name
         if samples:
             give_samples(process, scratch, samples)
         answer = _load(process, artifact, foreign)
-        session = RunnerSession(_loaded(answer, cores), process, scratch, answer["peak_is_own"])
+        session = RunnerSession(_loaded(answer, cores), process, scratch)
         if samples:
             check_inputs(samples, session.loaded.inputs)
         yield session
@@ -125,7 +119,7 @@ def open_session(  # noqa: PLR0913 - all but the first three are by name
 def give_samples(process: WorkerProcess, scratch: Path, samples: Sequence[Array]) -> None:
     """Hand ``process`` the samples that its timed calls rotate over, by way of a file in ``scratch``."""
     source = scratch / "samples.npz"
-    _write_samples(source, samples)
+    write_samples(source, samples)
     process.ask("samples", path=str(source))
     source.unlink()
 
@@ -148,7 +142,12 @@ def check_inputs(inputs: Sequence[Array], ports: Sequence[Port]) -> int:
     return counts.pop()
 
 
-def _write_samples(path: Path, arrays: Sequence[Array]) -> None:
+def write_samples(path: Path, arrays: Sequence[Array]) -> None:
+    """Write arrays of N samples each for a worker to read.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     with translated(path):
         np.savez(path, allow_pickle=False, **{str(i): array for i, array in enumerate(arrays)})
 
@@ -163,23 +162,13 @@ def _load(process: WorkerProcess, artifact: Path, foreign: bool) -> dict[str, An
 
 
 def _loaded(answer: dict[str, Any], cores: tuple[int, ...]) -> Loaded:
-    uses = (_memory_use(phase, answer[key], answer["peak_is_own"]) for phase, key in (("base", "before"), ("loaded", "after")))
     return Loaded(
         inputs=_ports(answer["inputs"]),
         outputs=_ports(answer["outputs"]),
         runtime_version=answer["runtime_version"],
         load_ms=answer["load_ns"] / 1e6,
         cores=cores,
-        memory=tuple(use for use in uses if use is not None),
     )
-
-
-def _memory_use(phase: str, counted: dict[str, int], peak_is_own: bool) -> MemoryUse | None:
-    """The worker's reading; where the peak could not be started anew it still holds that of importing the runtime, so that the reading itself stands in."""
-    if "rss" not in counted:
-        return None
-    peak = counted["peak"] if peak_is_own else counted["rss"]
-    return MemoryUse(phase, counted["rss"], peak, counted.get("private_dirty"), counted.get("private_clean"))
 
 
 def _ports(rows: list[dict[str, Any]]) -> tuple[Port, ...]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -25,19 +26,22 @@ QUIT_S = 5.0
 READ_BYTES = 1 << 16
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """That of this process, but for what decides how the runtime's threads run and wait."""
-    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    return {**kept, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+def _environment(threads: int, variables: Mapping[str, str]) -> dict[str, str]:
+    """That of this process, but for what decides how the runtime's threads run and wait, and how it allocates; and ``variables``."""
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY" and not name.startswith("MALLOC_")}
+    return {**kept, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **variables}
 
 
 class WorkerProcess:
     """A fresh process of worker.py, in a process group of its own; a context manager that leaves no process behind.
 
     ``log`` gets the process's standard error appended. ``extra`` is the extra of the distribution that brings the runtime.
+    ``variables`` are added to its environment.
     """
 
-    def __init__(self, artifact: Path, runner: Path, threads: int, *, log: Path, timeout_s: float, extra: str = "") -> None:
+    def __init__(
+        self, artifact: Path, runner: Path, threads: int, *, log: Path, timeout_s: float, extra: str = "", variables: Mapping[str, str] | None = None
+    ) -> None:
         self.artifact = artifact
         self.log = log
         self.timeout_s = timeout_s
@@ -53,7 +57,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=_environment(threads),
+                env=_environment(threads, variables or {}),
                 cwd=tempfile.gettempdir(),
                 start_new_session=True,
             )

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from edgesmith.compiler.budget import Budget, Finding, Interval, Verdict, judge_below
+from edgesmith.compiler.profile.memory_types import Memory
 from edgesmith.compiler.profile.types import Profile
 
 BYTES_PER_MB = 1_000_000
@@ -14,8 +15,9 @@ BYTES_PER_MB = 1_000_000
 def judge(budget: Budget, profile: Profile | None, size_bytes: int | None, *, device: str = "host") -> tuple[Finding, ...]:
     """One finding per limit of ``budget``: ``latency_ms`` at its percentile, ``memory_mb``, ``size_mb``.
 
-    ``memory_mb`` is the increase of the process's peak memory over the same process without the model. What was not
-    measured on ``device`` is UNKNOWN.
+    ``memory_mb`` is what a phone counts against the app: private dirty memory that the model adds to its process, packed weights and
+    arenas included, at the most of three moments (loaded, first run, steady state). Clean pages of the mapped file do not count, since the
+    kernel can drop them. What was not measured on ``device`` is UNKNOWN.
     """
     here = profile if profile is not None and profile.device == device else None
     why = f"nothing was measured on device {device}" if here is None else "the kernel does not count memory here"
@@ -23,8 +25,7 @@ def judge(budget: Budget, profile: Profile | None, size_bytes: int | None, *, de
     if budget.latency_ms is not None:
         findings.append(_latency(budget.latency_ms, budget.percentile, here, why))
     if budget.memory_mb is not None:
-        memory = here.model_rss_bytes if here is not None else None
-        findings.append(judge_below("memory_mb", budget.memory_mb, _in_mb(memory), "MB", why))
+        findings.append(_memory(budget.memory_mb, here.memory if here is not None else None, why))
     if budget.size_mb is not None:
         size = None if size_bytes is None else Interval.exact(size_bytes / BYTES_PER_MB)
         findings.append(judge_below("size_mb", budget.size_mb, size, "MB", "there is no file"))
@@ -43,7 +44,15 @@ def _latency(limit_ms: float, percentile: int, profile: Profile | None, why: str
     return replace(finding, message=message)
 
 
-def _in_mb(measured: Interval | None) -> Interval | None:
-    if measured is None:
-        return None
+def _memory(limit_mb: float, memory: Memory | None, why: str) -> Finding:
+    if memory is None:
+        return judge_below("memory_mb", limit_mb, None, "MB", why)
+    finding = judge_below("memory_mb", limit_mb, _in_mb(memory.dirty_bytes), "MB", between=f"{len(memory.processes)} processes:")
+    message = finding.message.replace(" is ", " of dirty memory is ", 1)
+    beside = [(memory.mapped_bytes.high, "clean pages of the file"), (memory.peak_rss_bytes.high, "at the peak of resident memory")]
+    message += f" (not counted: {', '.join(f'{size / BYTES_PER_MB:.4g} MB {what}' for size, what in beside)})"
+    return replace(finding, message=message)
+
+
+def _in_mb(measured: Interval) -> Interval:
     return Interval(measured.value / BYTES_PER_MB, measured.low / BYTES_PER_MB, measured.high / BYTES_PER_MB)

@@ -23,10 +23,10 @@ defines one class, and where the runtime can time its operators a second::
 One JSON object a line comes in, one goes out; the first line out is a greeting. Requests, by their ``do``:
 
     samples  path                 read the samples (.npz: arrays "0", "1" ... of N samples) that ``time`` rotates over
-    load                          load the artifact; its ports, its version, the time it took, memory before and after
+    load                          load the artifact; its ports, its version, the time it took
     run      inputs, outputs      one sample after the other from one .npz into another
     time     seconds, least       time calls one by one until both are reached; nanoseconds of each call
-    memory                        what the kernel counts for this process
+    memory   runs, seconds        load and run the artifact twice; what the kernel counts for this process before, and in between, the second time
     profile  seconds, least, most  as ``time``, ``most`` times at most, with a Profiler, which the first such request makes
     operators                     end profiling: the method, the resolution and the operators of all these runs
     quit
@@ -61,10 +61,13 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 IDLE_PROBE_S = 0.05
 STAT = Path("/proc/stat")
-MEMORY_FILES = (Path("/proc/self/status"), Path("/proc/self/smaps_rollup"))
-MEMORY_KEYS = {"VmRSS": "rss", "VmHWM": "peak", "Private_Dirty": "private_dirty", "Private_Clean": "private_clean"}
-CLEAR_REFS = Path("/proc/self/clear_refs")
+STATUS, SMAPS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/smaps"), Path("/proc/self/clear_refs")
+OF_NO_FILE = frozenset({"Private_Dirty", "Swap"})
+OF_FILES = {"Rss": 1, "Anonymous": -1, "Swap": 0}
+"""What counts as dirty in mappings of no file, and in those of files (but Rss); there, by how much it counts as mapped."""
 RESET_PEAK = "5"
+LEAST_RUNS = 3
+PR_SET_THP_DISABLE = 41
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
 
@@ -107,35 +110,52 @@ def pin(threads: int) -> list[int]:
     return chosen
 
 
-def memory() -> dict[str, int]:
+def memory(artifact: str) -> dict[str, int]:
     """Bytes that the kernel counts for this process (proc(5)); empty where it does not say.
 
-    ``rss`` and ``peak`` (of rss since ``reset_peak``), and of the pages that are this process's alone ``private_dirty``
-    and ``private_clean``.
+    Resident memory and its peak since ``reset_peak``; ``dirty_bytes``: private pages that were written; ``mapped_bytes``: pages of files
+    as they are in the file; ``artifact_bytes``: those of ``artifact`` among them. Private_Dirty alone would count pages of a file that was
+    written a moment ago, which the kernel has yet to bring to its disk.
     """
-    found = {}
-    for path in MEMORY_FILES:
-        if path.exists():
-            for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-                key, _, rest = line.partition(":")
-                if key in MEMORY_KEYS:
-                    found[MEMORY_KEYS[key]] = int(rest.split()[0]) * 1024
-    return found
+    if not SMAPS.exists():
+        return {}
+    counted = {"rss_bytes": 0, "dirty_bytes": 0, "mapped_bytes": 0, "artifact_bytes": 0}
+    place = ""
+    for line in SMAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        key, _, rest = line.partition(":")
+        if " " in key:
+            place = line.split(maxsplit=5)[-1]
+            continue
+        counted["rss_bytes"] += int(rest.split()[0]) * 1024 if key == "Rss" else 0
+        if place.startswith("/") and key in OF_FILES:
+            size = int(rest.split()[0]) * 1024
+            counted["dirty_bytes"] += size if key != "Rss" else 0
+            counted["mapped_bytes"] += OF_FILES[key] * size
+            counted["artifact_bytes"] += OF_FILES[key] * size if place == artifact else 0
+        elif not place.startswith("/") and key in OF_NO_FILE:
+            counted["dirty_bytes"] += int(rest.split()[0]) * 1024
+    (peak,) = (line.split()[1] for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith("VmHWM:"))
+    return {**counted, "peak_rss_bytes": int(peak) * 1024}
 
 
-def reset_peak() -> bool:
-    """Give memory that is free back to the kernel and start the peak anew; False where the kernel cannot."""
+def give_back() -> None:
+    """Return memory that is free to the kernel."""
     gc.collect()
-    if sys.platform != "linux":
-        return False
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-    try:
+
+
+def reset_peak() -> None:
+    """Start the peak of resident memory anew, where the kernel can."""
+    with contextlib.suppress(OSError):
         CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
-    except OSError:
-        return False
-    return True
+
+
+def without_huge_pages() -> None:
+    """Count the pages that are touched, not the huge ones that the kernel may make of them. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 def read_samples(path: str) -> list[Array]:
@@ -192,16 +212,11 @@ class Worker:
         return {"count": len(self.feeds)}
 
     def load(self) -> dict[str, Any]:
-        peak_is_own = reset_peak()
-        before = memory()
         start = time.perf_counter_ns()
         self.session = self.session_class(self.artifact, self.threads)
         load_ns = time.perf_counter_ns() - start
         return {
             "load_ns": load_ns,
-            "before": before,
-            "after": memory(),
-            "peak_is_own": peak_is_own,
             "runtime_version": str(self.session.runtime_version),
             "inputs": list(self.session.inputs),
             "outputs": list(self.session.outputs),
@@ -218,8 +233,32 @@ class Worker:
         self.calls += len(nanoseconds)
         return {"ns": nanoseconds}
 
-    def memory(self) -> dict[str, Any]:
-        return dict(memory())
+    def memory(self, runs: int, seconds: float) -> dict[str, Any]:
+        without_huge_pages()
+        self._loaded_and_run(runs, seconds)
+        self._read()  # What the runtime, and reading itself, need the first time is not the model's.
+        readings = [self._read()]
+        reset_peak()
+        session = self.session_class(self.artifact, self.threads)
+        readings.append(self._read())
+        for calls in (1, runs):
+            self._run(session, calls, seconds)
+            readings.append(self._read())
+        return {"readings": readings if all(readings) else []}
+
+    def _loaded_and_run(self, runs: int, seconds: float) -> None:
+        self._run(self.session_class(self.artifact, self.threads), runs, seconds)
+
+    def _run(self, session: Any, runs: int, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        for number in range(runs):
+            if number >= LEAST_RUNS and time.monotonic() > end:
+                return
+            session.run(self.feeds[number % len(self.feeds)])
+
+    def _read(self) -> dict[str, int]:
+        give_back()
+        return memory(self.artifact)
 
     def profile(self, seconds: float, least: int, most: int) -> dict[str, Any]:
         if self.profiler is None:

@@ -16,11 +16,12 @@ from rich.console import Console
 
 from edgesmith.compiler import report_plots
 from edgesmith.compiler.accuracy import accuracy_of, judge_accuracy, top1
-from edgesmith.compiler.budget import AccuracyGoal, Budget, Finding, Interval, Verdict
+from edgesmith.compiler.budget import AccuracyGoal, Budget, Finding, Verdict
 from edgesmith.compiler.candidate import Candidate
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.files import file_hash
 from edgesmith.compiler.model import PassRecord
+from edgesmith.compiler.profile.memory_types import PHASES, Memory, MemoryPlan, MemoryUse
 from edgesmith.compiler.profile.types import Profile
 from edgesmith.compiler.profile.verdicts import judge
 from edgesmith.compiler.report import ModelReport, Report, TargetReport, binding, summary
@@ -28,6 +29,9 @@ from edgesmith.compiler.report_html import gauge, page
 from edgesmith.compiler.report_text import show
 from edgesmith.compiler.target import Artifact
 
+MB = 1_000_000
+READINGS = [[n * MB // 10 for n in row] for row in ((400, 510, 545, 540), (400, 650, 660, 660), (150, 235, 275, 270), (250, 260, 275, 275), (0, 20, 25, 25))]
+"""Of each phase: resident memory, its peak, dirty, mapped, of the artifact's file."""
 NASTY = "<script>alert('$x^2$ & co')</script>"
 
 
@@ -40,9 +44,7 @@ def profile(p50_ms: float, threads: int = 1) -> Profile:
         samples_ns=(p50_ms * 1e6 * np.exp(rng.normal(0, 0.05, 800))).astype(np.int64),
         block_sizes=(40,) * 20,
         load_ms=18.4,
-        peak_rss_bytes=66_000_000,
-        model_rss_bytes=Interval(12.5e6, 12.4e6, 12.6e6),
-        memory=(),
+        memory=Memory(tuple(tuple(map(MemoryUse, PHASES, *READINGS)) for _ in range(2)), MemoryPlan(1_000_000, 7_000_000, 4_000_000, 300_000, 2_000_000)),
         environment={"cpu": "Example 9000", "cpu_features": "avx2 avx512_vnni", "cores": "2", "load_average": str(p50_ms)},
     )
 
@@ -126,10 +128,11 @@ def test_json_has_what_the_schema_promises(missed: Report) -> None:
     assert set(first) >= {"name", "runtime_version", "device", "threads", "artifact", "latency_ms", "memory_mb", "load_ms", "accuracy", "findings"}
     assert set(first["artifact"]) == {"path", "size_bytes", "sha256"}
     assert set(first["latency_ms"]) == {"p50", "p90", "p99", "ci_low", "ci_high", "samples"}
-    assert set(first["memory_mb"]) == {"peak_rss", "model"}
     assert set(first["accuracy"]) == {"metric", "value", "baseline", "drop", "samples"}
     assert set(first["findings"][0]) == {"budget", "verdict", "limit", "measured", "low", "high", "message"}
-    assert first["memory_mb"] == {"peak_rss": 66.0, "model": 12.5}
+    plan = {"weights": 1.0, "packed": 7.0, "arena": 4.0, "runtime": 0.3, "mapped": 2.0}
+    model = {"model": 12.5, "loaded": 8.5, "first": 12.5, "steady": 12.0, "mapped": 2.5, "peak": 26.0, "plan": plan}
+    assert first["memory_mb"] == {"peak_rss": 66.0, **model}
     assert (first["accuracy"]["drop"], first["accuracy"]["samples"]) == (pytest.approx(0.005), 800)
     assert len(data["candidates"]) == 9
     assert data["environment"] == {"cpu": "Example 9000", "cpu_features": "avx2 avx512_vnni", "cores": "2"}
