@@ -42,7 +42,8 @@ def profile_operators(
 ) -> OperatorProfile:
     """Time every operator of ``artifact`` by its runtime's own instrumentation.
 
-    Rounds of whole runs without instrumentation take turns with rounds of runs with it, in another process; the first round of each is warm-up.
+    Rounds of whole runs without instrumentation take turns with rounds of runs with it, in another process on the same cores; the first round of each is
+    warm-up, and of the other runs the faster half counts.
     ``limit_s`` seconds of calls are spent in all, more where two runs a round take longer. ``samples`` are as in ``measure``.
 
     Raises:
@@ -63,19 +64,21 @@ def profile_operators(
     seconds = limit_s / (2 * ROUNDS)
     whole, instrumented = [], []
     with opener(samples=samples) as session, _profiling(path, chosen, threads, samples) as process:
+        if session.loaded.cores:
+            process.ask("pin", cores=session.loaded.cores)
         for _ in range(ROUNDS):
             whole.append(session.time(seconds, LEAST))
             answer = process.ask("profile", extra_s=seconds, seconds=seconds, least=LEAST, most=MOST)
             instrumented.append(np.asarray(answer["ns"], dtype=np.int64))
         found, version = process.ask("operators"), session.loaded.runtime_version
-    skipped, runs = (sum(map(len, part)) for part in (instrumented[:WARM_UP_ROUNDS], instrumented))
-    executed, ms = _operators(path, found, skipped, runs)
+    undisturbed, runs = _undisturbed(whole), _undisturbed(instrumented)
+    executed, ms = _operators(path, found, runs)
     total = sum(ms)
     return OperatorProfile(
         method=found["method"],
-        whole_ms=_median_ms(whole),
-        instrumented_ms=_median_ms(instrumented),
-        runs=runs - skipped,
+        whole_ms=float(np.median(np.concatenate(whole)[undisturbed])) / NS_PER_MS,
+        instrumented_ms=float(np.median(np.concatenate(instrumented)[runs])) / NS_PER_MS,
+        runs=int(runs.sum()),
         threads=threads,
         runtime_version=version,
         operators=tuple(
@@ -103,19 +106,23 @@ def _profiling(path: Path, target: Target, threads: int, samples: Sequence[Array
         yield process
 
 
-def _median_ms(rounds: Sequence[npt.NDArray[np.int64]]) -> float:
-    return float(np.median(np.concatenate(rounds[WARM_UP_ROUNDS:]))) / NS_PER_MS
+def _undisturbed(rounds: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
+    """Which runs count: after warm-up, the faster half. What else ran on the machine disturbed the others, and a long run more often than a short one."""
+    found = np.concatenate(rounds)
+    warm = np.arange(len(found)) >= sum(map(len, rounds[:WARM_UP_ROUNDS]))
+    kept: npt.NDArray[np.bool_] = warm & (found <= np.median(found[warm]))
+    return kept
 
 
-def _operators(path: Path, found: dict[str, Any], skipped: int, runs: int) -> tuple[tuple[Executed, ...], list[float]]:
-    """What was executed, and the median milliseconds of each over ``runs`` but the first ``skipped``.
+def _operators(path: Path, found: dict[str, Any], kept: npt.NDArray[np.bool_]) -> tuple[tuple[Executed, ...], list[float]]:
+    """What was executed, and the median milliseconds of each over the runs that are ``kept``.
 
     Times of a coarse resolution are taken for evenly spread over its step (the median of grouped data). One below zero, which is what taking off the
     cost of instrumentation may leave of an operator that does next to nothing, is zero.
     """
     rows, step = found["operators"], found["resolution_ns"]
-    odd = next((row for row in rows if len(row["ns"]) != runs), None)
+    odd = next((row for row in rows if len(row["ns"]) != len(kept)), None)
     if odd is not None:
-        raise RunnerError(f"the profile of {path.name} has {len(odd['ns'])} times of operator {odd['name']} for {runs} runs")
+        raise RunnerError(f"the profile of {path.name} has {len(odd['ns'])} times of operator {odd['name']} for {len(kept)} runs")
     executed = tuple(Executed(row["name"], row["kind"], tuple(row["sources"]), row["delegate"], row.get("dtype", "")) for row in rows)
-    return executed, [max(0.0, median_grouped(row["ns"][skipped:], interval=step)) / NS_PER_MS for row in rows]
+    return executed, [max(0.0, median_grouped(np.asarray(row["ns"])[kept].tolist(), interval=step)) / NS_PER_MS for row in rows]

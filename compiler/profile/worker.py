@@ -27,6 +27,7 @@ One JSON object a line comes in, one goes out; the first line out is a greeting.
     run      inputs, outputs      one sample after the other from one .npz into another
     time     seconds, least       time calls one by one until both are reached; nanoseconds of each call
     memory   runs, seconds        load and run the artifact twice; what the kernel counts for this process before, and in between, the second time
+    pin      cores                keep to these cores instead of those chosen at the start
     profile  seconds, least, most  as ``time``, ``most`` times at most, with a Profiler, which the first such request makes
     operators                     end profiling: the method, the resolution and the operators of all these runs
     quit
@@ -260,6 +261,10 @@ class Worker:
         give_back()
         return memory(self.artifact)
 
+    def pin(self, cores: list[int]) -> dict[str, Any]:
+        os.sched_setaffinity(0, cores)
+        return {}
+
     def profile(self, seconds: float, least: int, most: int) -> dict[str, Any]:
         if self.profiler is None:
             self.profiler = self.profiler_class(self.artifact, self.threads)
@@ -318,6 +323,7 @@ def main(runner: str, artifact: str, threads: int) -> None:
         "run": worker.run,
         "time": worker.time,
         "memory": worker.memory,
+        "pin": worker.pin,
         "profile": worker.profile,
         "operators": worker.operators,
     }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.fingerprint import file_hash
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.operator_types import Executed, Placement
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.simulate import DynamicGrid
 from edgesmith.compiler.target import Artifact, Target
+from edgesmith.targets.onnxruntime.placement import place
 from edgesmith.targets.onnxruntime.support import refusals
 
 
@@ -46,3 +49,7 @@ class OnnxRuntime(Target):
             built_with=lower.versions(("torch", "onnx", "onnx-ir", "onnxscript", self.distribution)),
             diagnostics=diagnostics,
         )
+
+    def place(self, operators: Sequence[Executed]) -> tuple[Placement, ...]:
+        """By kind, and by dtype in statically quantized files; see placement.py."""
+        return place(operators)
