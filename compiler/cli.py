@@ -120,6 +120,56 @@ def profile(artifact: Path, threads: int, latency_ms: float | None, memory_mb: f
     return EXIT_CODES[overall(finding.verdict for finding in findings)]
 
 
+class _Share(click.ParamType[float]):
+    """``3%`` or ``0.03``."""
+
+    name = "share"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The share as a number, at least 0."""
+        if isinstance(value, float):
+            return value
+        number, percent, rest = value.partition("%")
+        try:
+            share = float(number) / (100 if percent else 1)
+        except ValueError:
+            share = -1.0
+        if rest or not 0 <= share < float("inf"):
+            self.fail(f"{value!r} is no share: 3% or 0.03", param, ctx)
+        return share
+
+
+@cli.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--max-slowdown", default="3%", show_default=True, type=_Share(), help="How much slower NEW may be.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads that the runtimes may use; reports say their own.")
+@click.option("--limit-s", default=60.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Seconds that a pair of artifacts may take.")
+@click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML, too.")
+@click.option("--github", is_flag=True, help="Print annotations for GitHub Actions, too.")
+@_JSON
+def compare(base: Path, new: Path, *, max_slowdown: float, threads: int, limit_s: float, junit: Path | None, github: bool, as_json: bool) -> int:  # noqa: PLR0913
+    """Say whether NEW is slower than BASE.
+
+    Both are artifacts, which are timed against each other, or reports of builds. The exit code is 1 if NEW is slower than --max-slowdown allows, 3 if
+    that cannot be told. Without a BASE there the result is informational.
+    """
+    from edgesmith.compiler import gate_formats
+    from edgesmith.compiler.budget import EXIT_CODES
+    from edgesmith.compiler.gate import gate
+
+    found = gate(base, new, max_slowdown=max_slowdown, threads=threads, limit_s=limit_s)
+    if junit is not None:
+        gate_formats.write_junit(found, junit)
+    if as_json:
+        _echo_json(gate_formats.data(found))
+    else:
+        click.echo("\n".join(gate_formats.lines(found)))
+    if github:
+        click.echo("\n".join(gate_formats.github(found)), err=as_json)
+    return EXIT_CODES[found.verdict]
+
+
 @cli.command()
 def passes() -> None:
     """List the passes, with their options."""

@@ -67,7 +67,7 @@ def profile_operators(
         if session.loaded.cores:
             process.ask("pin", cores=session.loaded.cores)
         for _ in range(ROUNDS):
-            whole.append(session.time(seconds, LEAST))
+            whole.append(session.time(seconds, LEAST).ns)
             answer = process.ask("profile", extra_s=seconds, seconds=seconds, least=LEAST, most=MOST)
             instrumented.append(np.asarray(answer["ns"], dtype=np.int64))
         found, version = process.ask("operators"), session.loaded.runtime_version

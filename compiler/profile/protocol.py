@@ -1,45 +1,54 @@
-"""How an artifact is measured. Everything that times an artifact calls ``measure``."""
+"""How artifacts are measured. Everything that times an artifact calls ``measure`` or ``compare``."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 
 from edgesmith.compiler import registry
 from edgesmith.compiler.budget import Budget, Verdict
 from edgesmith.compiler.data import Array
 from edgesmith.compiler.errors import UserError
 from edgesmith.compiler.profile import devices
+from edgesmith.compiler.profile.comparison import Comparison
 from edgesmith.compiler.profile.memory import measure_memory
 from edgesmith.compiler.profile.memory_types import Memory
+from edgesmith.compiler.profile.recording import LEAST_KEPT, Block, Recording
 from edgesmith.compiler.profile.session import RunnerSession, open_session
 from edgesmith.compiler.profile.types import Port, Profile
 from edgesmith.compiler.profile.verdicts import judge
 from edgesmith.compiler.target import Artifact, Target
 
-PROCESSES = 2
-BLOCKS = 10
-"""Blocks timed in every process before the verdict is first looked at."""
-BLOCK_S = 0.1
-BLOCK_CALLS = 4
+ROUNDS = 5
+"""Fresh processes of every artifact before anything is looked at."""
+MORE_ROUNDS = 1.5
+TURNS = 6
+BLOCK_S = 0.025
+BLOCK_CALLS = 3
+SETTLE_S = 0.05
+"""Calls longer than this need no untimed call after another artifact had the core."""
+REPEATS = 3
+"""How often a block that does not count is measured again."""
 WARM_UP_CALLS = 10
 WARM_UP_CHANGE = 0.02
-WARM_UP_SHARE = 0.1
-"""Warm-up takes at most this share of the limit, in each process."""
+ROUND_SHARE = 0.15
+"""A round's timed calls take at most this share of the limit, its warm-up half as much."""
+PRECISION = 0.02
+RATIO_PRECISION = 0.01
 SAMPLES = 8
+OFFICIAL_QUERIES, OFFICIAL_S, OFFICIAL_MOST_S = 1024, 60.0, 600.0
+OFFICIAL_BLOCK_S = 0.1
 
-Opener = Callable[..., AbstractContextManager[RunnerSession]]
 
-
-def measure(
+def measure(  # noqa: PLR0913 - all but the first are by name
     artifact: Artifact | Path | str,
     *,
     target: Target | None = None,
@@ -48,37 +57,56 @@ def measure(
     samples: Sequence[Array] | None = None,
     budget: Budget | None = None,
     limit_s: float = 20.0,
+    official: bool = False,
 ) -> Profile:
     """Time ``artifact`` and count its memory, in fresh processes pinned to ``threads`` cores.
 
-    Each of two processes loads the file, calls it until the median of ten calls changes by less than 2 %, and is then timed in
-    blocks of at least a tenth of a second. While the verdict on ``budget`` is undecided the number of blocks is doubled (so
-    that the verdict is looked at a few times only), until ``limit_s`` seconds of calls are spent. ``samples`` (one array of N samples per
-    input) are what it is called with, in turn; without them normal floats, and integers 0 or 1.
+    Each of at least five processes loads the file, calls it until the median of ten calls changes by less than 2 %, and is timed in
+    blocks with a canary (a fixed piece of work) before and after each. A block whose canary drifts is timed again, and a call during
+    which the kernel gave the core to another process does not count. Processes are added until the verdict on ``budget``'s latency is
+    decided (where it names none, until the 95 % interval of the median is within 2 %), or ``limit_s`` seconds are spent.
+    ``samples`` (one array of N samples per input) are run in turn; without them the inputs are random. With ``official``, the MLPerf
+    Mobile single-stream scenario instead: one process, one query after the other, at least 1 024 of them and 60 s, every one shown.
 
     Raises:
-        UserError: an unknown device; a file that is missing, of no known kind, or does not load and is not ours.
+        UserError: no such file, device or target; or a file that edgesmith did not write does not load.
         DataError: ``samples`` are not what the artifact takes.
         MissingExtraError: the runtime is not installed.
         RunnerError: the runtime died, hung or refused its own artifact.
     """
-    devices.device(device)
-    path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
-    chosen = target or (registry.target(artifact.target) if isinstance(artifact, Artifact) else registry.target_for(path))
-    opener = partial(open_session, path, chosen.runner, threads, extra=chosen.extra, foreign=not isinstance(artifact, Artifact))
-    environment = devices.environment()
-    environment["inputs"] = "given samples" if samples is not None else "random"
-    if samples is None:
-        with opener() as session:
-            samples = random_samples(session.loaded.inputs)
-    found = _Measurement(limit_s)
-    for number in range(1, PROCESSES + 1):
-        with opener(samples=[array[:SAMPLES] for array in samples]) as session:
-            found.measure_process(session, limit_s * number / PROCESSES)
-            while number == PROCESSES and found.seconds < limit_s and _undecided(budget, found.profile(device, threads, environment)):
-                found.add_blocks(session, len(found.blocks), limit_s)
-    found.memory = measure_memory(path, chosen, threads, [array[:SAMPLES] for array in samples])
-    return found.profile(device, threads, environment)
+    trial = _Trial((_entrant(artifact, target),), device, threads, samples, limit_s)
+    if official:
+        trial.stream()
+        return replace(trial.profile(0, least_kept=1.0), memory=trial.memory(0))
+    trial.run(lambda: _settled(trial.profile(0), budget))
+    return replace(trial.profile(0), memory=trial.memory(0))
+
+
+def compare(
+    artifacts: Sequence[Artifact | Path | str],
+    *,
+    target: Target | None = None,
+    device: str = "host",
+    threads: int = 1,
+    samples: Sequence[Array] | None = None,
+    limit_s: float = 60.0,
+    precision: float = RATIO_PRECISION,
+) -> Comparison:
+    """Time ``artifacts`` against each other, in one run.
+
+    As ``measure``, with a process of every artifact alive in each round, all on the same cores, and their blocks interleaved in the order ABBA.
+    Rounds are added until the 95 % interval of every ratio to the first is within ``precision``, or ``limit_s`` seconds are spent. Without
+    ``samples`` every artifact gets the same random inputs.
+
+    Raises:
+        UserError: fewer than two artifacts; and as of ``measure``.
+        DataError, MissingExtraError, RunnerError: as of ``measure``.
+    """
+    if len(artifacts) < 2:
+        raise UserError("a comparison needs two artifacts or more")
+    trial = _Trial(tuple(_entrant(artifact, target) for artifact in artifacts), device, threads, samples, limit_s)
+    trial.run(lambda: trial.comparison().within(precision))
+    return trial.comparison()
 
 
 def random_samples(ports: Sequence[Port], count: int = SAMPLES) -> tuple[Array, ...]:
@@ -97,62 +125,151 @@ def random_samples(ports: Sequence[Port], count: int = SAMPLES) -> tuple[Array, 
     return tuple(made)
 
 
-def _undecided(budget: Budget | None, profile: Profile) -> bool:
-    findings = judge(budget or Budget(), profile, None, device=profile.device)
-    return any(finding.verdict is Verdict.UNKNOWN for finding in findings if finding.budget == "latency_ms")
+def _settled(profile: Profile, budget: Budget | None) -> bool:
+    if budget is not None and budget.latency_ms is not None:
+        return all(
+            finding.verdict is not Verdict.UNKNOWN for finding in judge(Budget(budget.latency_ms, budget.percentile), profile, None, device=profile.device)
+        )
+    p50 = profile.latency_ms(50)
+    return p50.high - p50.low <= 2 * PRECISION * p50.value
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    """A file to be timed. ``foreign``: edgesmith did not write it."""
+
+    path: Path
+    target: Target
+    foreign: bool
+
+
+def _entrant(artifact: Artifact | Path | str, target: Target | None = None) -> _Entrant:
+    if isinstance(artifact, Artifact):
+        return _Entrant(artifact.path, target or registry.target(artifact.target), foreign=False)
+    return _Entrant(Path(artifact), target or registry.target_for(Path(artifact)), foreign=True)
 
 
 @dataclass
-class _Measurement:
-    """What has been seen so far. ``seconds`` is the time spent in calls, warm-up included."""
+class _Seen:
+    """What the processes of one entrant said."""
 
-    limit_s: float
-    seconds: float = 0.0
-    blocks: list[npt.NDArray[np.int64]] = field(default_factory=list)
     loads_ms: list[float] = field(default_factory=list)
-    memory: Memory | None = None
     runtime_version: str = ""
     cores: tuple[int, ...] = ()
 
-    def measure_process(self, session: RunnerSession, until_s: float) -> None:
-        """Warm ``session`` up, time its first blocks."""
-        self.runtime_version, self.cores = session.loaded.runtime_version, session.loaded.cores
-        self.loads_ms.append(session.loaded.load_ms)
-        self._warm_up(session)
-        self.add_blocks(session, BLOCKS, until_s)
 
-    def _warm_up(self, session: RunnerSession) -> None:
-        end_s = self.seconds + WARM_UP_SHARE * self.limit_s
-        last = median(self._calls(session, 0.0, 1))
-        least = WARM_UP_CALLS if last * WARM_UP_CALLS < 1e9 * WARM_UP_SHARE * self.limit_s else 1
-        while self.seconds < end_s:
-            now = median(self._calls(session, 0.0, least))
+class _Trial:
+    """Entrants, and all that was seen of them so far."""
+
+    def __init__(self, entrants: tuple[_Entrant, ...], device: str, threads: int, samples: Sequence[Array] | None, limit_s: float) -> None:
+        devices.device(device)
+        self.entrants, self.device, self.threads = entrants, device, threads
+        self.environment = {**devices.environment(), "inputs": "given samples" if samples is not None else "random"}
+        self.samples: list[Sequence[Array] | None] = [None if samples is None else [array[:SAMPLES] for array in samples]] * len(entrants)
+        self.limit_s, self.end_s = limit_s, time.monotonic() + limit_s
+        self.recording = Recording()
+        self.seen = tuple(_Seen() for _ in entrants)
+
+    def run(self, enough: Callable[[], bool]) -> None:
+        """Rounds until ``enough`` says so, or the time is over; it is asked rarely, because every look is a chance to be wrong."""
+        done, planned = 0, ROUNDS
+        while True:
+            while done < planned and (done == 0 or time.monotonic() < self.end_s):
+                self._round(done)
+                done += 1
+            if done < planned or enough():
+                return
+            planned = math.ceil(MORE_ROUNDS * planned)
+
+    def stream(self) -> None:
+        """One process, one query after the other, as MLPerf Mobile's single-stream scenario (MLPerf Inference rules, "Scenarios")."""
+        with self._sessions(0) as (session,):
+            self._warm_up(session, 1.0)
+            began, queries, turn = time.monotonic(), 0, 0
+            while (queries < OFFICIAL_QUERIES or time.monotonic() - began < OFFICIAL_S) and time.monotonic() - began < OFFICIAL_MOST_S:
+                timed = session.time(OFFICIAL_BLOCK_S, 1)
+                self.recording.add(Block(0, 0, turn, timed))
+                queries, turn = queries + len(timed.ns), turn + 1
+
+    @contextmanager
+    def _sessions(self, number: int) -> Iterator[list[RunnerSession]]:
+        """A fresh process of every entrant, all on the same cores; who is opened first changes from round to round."""
+        places = list(range(len(self.entrants)))
+        opened: dict[int, RunnerSession] = {}
+        cores: tuple[int, ...] = ()
+        with ExitStack() as stack:
+            for place in places if number % 2 == 0 else reversed(places):
+                session = stack.enter_context(self._open(place, cores))
+                opened[place], cores = session, session.loaded.cores
+                seen = self.seen[place]
+                seen.runtime_version, seen.cores = session.loaded.runtime_version, cores
+                seen.loads_ms.append(session.loaded.load_ms)
+            yield [opened[place] for place in places]
+
+    def _open(self, place: int, cores: Sequence[int] = ()) -> AbstractContextManager[RunnerSession]:
+        entrant = self.entrants[place]
+        opener = partial(open_session, entrant.path, entrant.target.runner, self.threads, extra=entrant.target.extra, foreign=entrant.foreign)
+        samples = self.samples[place]
+        if samples is None:
+            with opener() as session:
+                samples = self.samples[place] = random_samples(session.loaded.inputs)
+        return opener(cores=cores, samples=samples)
+
+    def _round(self, number: int) -> None:
+        with self._sessions(number) as sessions:
+            places = list(range(len(sessions)))
+            call_s = max(self._warm_up(session, ROUND_SHARE / 2 / len(sessions) * self.limit_s) for session in sessions)
+            block_s = max(BLOCK_S, BLOCK_CALLS * call_s)
+            turns = min(TURNS, max(1, int(ROUND_SHARE * self.limit_s / (2 * len(sessions) * block_s))))
+            settle = 1 if len(sessions) > 1 and call_s < SETTLE_S else 0
+            for turn in range(turns):
+                order = places if turn % 2 == 0 else places[::-1]
+                for place in (*order, *order[::-1]):
+                    self._block(sessions[place], place, number, turn, settle)
+                if time.monotonic() > self.end_s:
+                    break
+
+    def _block(self, session: RunnerSession, place: int, number: int, turn: int, settle: int) -> None:
+        for _ in range(REPEATS):
+            least = BLOCK_CALLS if time.monotonic() < self.end_s else 1
+            if self.recording.add(Block(place, number, turn, session.time(BLOCK_S, least, settle))) or time.monotonic() > self.end_s:
+                return
+
+    def _warm_up(self, session: RunnerSession, limit_s: float) -> float:
+        """Call until the running median is stable or ``limit_s`` is spent; seconds of one call."""
+        end_s = time.monotonic() + limit_s
+        last = float(np.median(session.time(0.0, 1).ns))
+        least = WARM_UP_CALLS if last * WARM_UP_CALLS < 1e9 * limit_s else 1
+        while time.monotonic() < end_s:
+            now = float(np.median(session.time(0.0, least).ns))
             if abs(now - last) <= WARM_UP_CHANGE * last:
-                return
+                return now / 1e9
             last = now
+        return last / 1e9
 
-    def add_blocks(self, session: RunnerSession, count: int, until_s: float) -> None:
-        """Time ``count`` blocks, or fewer when ``until_s`` seconds have been spent in all; at least one."""
-        for _ in range(count):
-            self.blocks.append(self._calls(session, BLOCK_S, BLOCK_CALLS))
-            if self.seconds >= until_s:
-                return
+    def memory(self, place: int) -> Memory | None:
+        """What the kernel counts for one entrant."""
+        samples, entrant = self.samples[place], self.entrants[place]
+        assert samples is not None
+        return measure_memory(entrant.path, entrant.target, self.threads, samples)
 
-    def _calls(self, session: RunnerSession, seconds: float, least: int) -> npt.NDArray[np.int64]:
-        began = time.monotonic()
-        nanoseconds = session.time(seconds, least)
-        self.seconds += time.monotonic() - began
-        return nanoseconds
+    def comparison(self) -> Comparison:
+        """Everything seen, of all entrants."""
+        return Comparison(tuple(self.profile(place) for place in range(len(self.entrants))), self.recording)
 
-    def profile(self, device: str, threads: int, environment: dict[str, str]) -> Profile:
-        """Everything seen, as one Profile."""
+    def profile(self, place: int, least_kept: float = LEAST_KEPT) -> Profile:
+        """Everything seen of one entrant: the calls that count, or all of them if these are fewer than ``least_kept``."""
+        seen = self.seen[place]
+        blocks, calls, kept = self.recording.kept(place, least_kept)
         return Profile(
-            device=device,
-            threads=threads,
-            runtime_version=self.runtime_version,
-            samples_ns=np.concatenate(self.blocks),
-            block_sizes=tuple(len(block) for block in self.blocks),
-            load_ms=median(self.loads_ms),
-            memory=self.memory,
-            environment={**environment, "pinned_cores": " ".join(map(str, self.cores)) or "none"},
+            device=self.device,
+            threads=self.threads,
+            runtime_version=seen.runtime_version,
+            samples_ns=np.concatenate(calls),
+            block_sizes=tuple(map(len, calls)),
+            rounds=tuple(block.round for block in blocks),
+            kept=kept,
+            load_ms=median(seen.loads_ms),
+            memory=None,
+            environment={**self.environment, "pinned_cores": " ".join(map(str, seen.cores)) or "none"},
         )

@@ -36,6 +36,17 @@ class Loaded:
     cores: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """``ns``: nanoseconds of each call; ``lost``: whether the kernel gave the core to another process meanwhile; ``canary_ns``: of a fixed piece of
+    work right before and right after.
+    """
+
+    ns: npt.NDArray[np.int64]
+    lost: npt.NDArray[np.bool_]
+    canary_ns: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class RunnerSession:
     """A loaded artifact in its process; made by ``open_session``. Inputs and outputs are arrays of N samples."""
@@ -70,10 +81,13 @@ class RunnerSession:
         with np.load(result, allow_pickle=False) as file:
             return tuple(file[str(i)] for i in range(len(file.files)))
 
-    def time(self, seconds: float, least: int = 1) -> npt.NDArray[np.int64]:
-        """Nanoseconds of calls made one after the other for ``seconds``, at least ``least`` of them, over the samples given to ``open_session``."""
-        answer = self._process.ask("time", extra_s=seconds, seconds=seconds, least=least)
-        return np.asarray(answer["ns"], dtype=np.int64)
+    def time(self, seconds: float, least: int = 1, settle: int = 0) -> Timed:
+        """Calls made one after the other for ``seconds``, at least ``least`` of them, over the samples given to ``open_session``.
+
+        ``settle`` untimed ones go before.
+        """
+        answer = self._process.ask("time", extra_s=seconds, seconds=seconds, least=least, settle=settle)
+        return Timed(np.asarray(answer["ns"], dtype=np.int64), np.asarray(answer["lost"]) > 0, tuple(answer["canary_ns"]))
 
 
 @contextmanager
@@ -82,13 +96,14 @@ def open_session(  # noqa: PLR0913 - all but the first three are by name
     runner: Path,
     threads: int = 1,
     *,
+    cores: Sequence[int] = (),
     samples: Sequence[Array] = (),
     log: Path | None = None,
     timeout_s: float = TIMEOUT_S,
     extra: str = "",
     foreign: bool = False,
 ) -> Iterator[RunnerSession]:
-    """Load ``artifact`` with ``runner`` (a target's runner file) in a fresh process pinned to ``threads`` cores; gone when left.
+    """Load ``artifact`` with ``runner`` (a target's runner file) in a fresh process, gone when left, pinned to ``cores`` or to the ``threads`` idlest.
 
     ``samples`` (arrays of N samples each) are what ``RunnerSession.time`` rotates over. The runtime's own output is appended to
     ``log`` (when None, to the current log of ``quiet.logging_to``, if any). A request that takes longer than ``timeout_s`` is a hang: the
@@ -105,12 +120,13 @@ def open_session(  # noqa: PLR0913 - all but the first three are by name
         raise UserError(f"{artifact} does not exist")
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="edgesmith-run-")))
-        process = stack.enter_context(WorkerProcess(artifact, runner, threads, log=log or current_log() or scratch / "log", timeout_s=timeout_s, extra=extra))
-        cores = tuple(process.receive("start")["cores"])
+        log = log or current_log() or scratch / "log"
+        process = stack.enter_context(WorkerProcess(artifact, runner, threads, log=log, timeout_s=timeout_s, extra=extra, cores=cores))
+        pinned = tuple(process.receive("start")["cores"])
         if samples:
             give_samples(process, scratch, samples)
         answer = _load(process, artifact, foreign)
-        session = RunnerSession(_loaded(answer, cores), process, scratch)
+        session = RunnerSession(_loaded(answer, pinned), process, scratch)
         if samples:
             check_inputs(samples, session.loaded.inputs)
         yield session

@@ -33,6 +33,28 @@ def block_percentile(samples: npt.NDArray[np.int64], block_sizes: Sequence[int],
     return Interval(value, 0.0 if most > TAIL else float(min(low)), math.inf if least > TAIL else float(max(high)))
 
 
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The mean of independent ``values`` with its 95 % interval by Student's t; infinite for fewer than two."""
+    count = len(values)
+    if count == 0:
+        return Interval(math.nan, -math.inf, math.inf)
+    value = float(np.mean(values))
+    if count == 1:
+        return Interval(value, -math.inf, math.inf)
+    half = float(-special.stdtrit(count - 1, TAIL) * np.std(values, ddof=1) / math.sqrt(count))
+    return Interval(value, value - half, value + half)
+
+
+def between_rounds(samples: npt.NDArray[np.int64], block_sizes: Sequence[int], rounds: Sequence[int], percentile: float) -> float:
+    """By what factor a percentile is uncertain because processes differ: the half width of the 95 % interval of the mean of the logarithms of each
+    round's own percentile, as a factor of at least 1. ``rounds`` is the round of each block. Infinite for a single round.
+    """
+    parts = np.split(samples, np.cumsum(block_sizes)[:-1])
+    own = [np.concatenate([part for part, number in zip(parts, rounds, strict=True) if number == wanted]) for wanted in sorted(set(rounds))]
+    found = mean_interval([math.log(max(1.0, float(np.percentile(calls, percentile)))) for calls in own])
+    return math.exp(min(700.0, found.high - found.value))
+
+
 def _rank_bounds(below: npt.NDArray[np.bool_], block_sizes: Sequence[int], share: float) -> npt.NDArray[np.float64]:
     """The shares of calls between which the ``share``-quantile lies, after Korn and Graubard 1998 ("Confidence intervals for proportions with
     small expected number of positive counts estimated from survey data"): an exact binomial interval at the number of independent calls that

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -35,12 +35,21 @@ def _environment(threads: int, variables: Mapping[str, str]) -> dict[str, str]:
 class WorkerProcess:
     """A fresh process of worker.py, in a process group of its own; a context manager that leaves no process behind.
 
-    ``log`` gets the process's standard error appended. ``extra`` is the extra of the distribution that brings the runtime.
-    ``variables`` are added to its environment.
+    It is pinned to ``cores``, or to the ``threads`` idlest ones. ``log`` gets the process's standard error appended. ``extra`` is the extra of
+    the distribution that brings the runtime. ``variables`` are added to its environment.
     """
 
-    def __init__(
-        self, artifact: Path, runner: Path, threads: int, *, log: Path, timeout_s: float, extra: str = "", variables: Mapping[str, str] | None = None
+    def __init__(  # noqa: PLR0913 - all but the first three are by name
+        self,
+        artifact: Path,
+        runner: Path,
+        threads: int,
+        *,
+        log: Path,
+        timeout_s: float,
+        extra: str = "",
+        cores: Sequence[int] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.artifact = artifact
         self.log = log
@@ -50,6 +59,7 @@ class WorkerProcess:
         # As -I, except that packages of the user's own site stay visible where this process sees them.
         isolated = ["-E", "-P"] if site.ENABLE_USER_SITE else ["-I"]
         command = [sys.executable, *isolated, "-X", "faulthandler", str(WORKER), str(runner.resolve()), str(artifact.resolve()), str(threads)]
+        command += map(str, cores)
         with log.open("ab") as stderr:
             self._log_start = stderr.tell()
             self._popen = subprocess.Popen(  # noqa: S603 - this interpreter, with files that our caller named

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgesmith.compiler.budget import Interval
 from edgesmith.compiler.profile.memory_types import Memory
-from edgesmith.compiler.profile.statistics import block_percentile
+from edgesmith.compiler.profile.statistics import between_rounds, block_percentile
 
 NS_PER_MS = 1e6
 
@@ -29,8 +29,10 @@ class Port:
 class Profile:
     """One artifact, measured on one device.
 
-    ``samples_ns``: nanoseconds of every timed call, in order; ``block_sizes``: how many of them belong to each block of
-    uninterrupted calls. ``load_ms`` is the median over the fresh processes. ``memory`` is None where the kernel does not count it.
+    ``samples_ns``: nanoseconds of every call that counts, in order; ``block_sizes``: how many of them belong to each block of
+    calls, and ``rounds``: the number of the process that each block ran in. ``kept`` is the share of the calls that count; where it is below
+    ``recording.LEAST_KEPT`` the machine was too loaded and ``samples_ns`` holds all of them. ``load_ms`` is the median over the fresh
+    processes. ``memory`` is None where the kernel does not count it, or where it was not asked for.
     ``environment`` says where this was: two profiles with different ones are not comparable.
     """
 
@@ -39,12 +41,14 @@ class Profile:
     runtime_version: str
     samples_ns: npt.NDArray[np.int64]
     block_sizes: tuple[int, ...]
+    rounds: tuple[int, ...]
+    kept: float
     load_ms: float
     memory: Memory | None
     environment: Mapping[str, str]
 
     def latency_ms(self, percentile: float) -> Interval:
-        """A percentile of the time of one call, in milliseconds, with its 95 % interval over blocks.
+        """A percentile of the time of one call, in milliseconds, with its 95 % interval over blocks and over processes, whichever is wider.
 
         The upper end is infinite where too few calls were timed to bound the percentile at all.
         """
@@ -54,4 +58,8 @@ class Profile:
 @lru_cache(maxsize=64)
 def _latency_ms(profile: Profile, percentile: float) -> Interval:
     found = block_percentile(profile.samples_ns, profile.block_sizes, percentile)
-    return Interval(found.value / NS_PER_MS, found.low / NS_PER_MS, found.high / NS_PER_MS)
+    low, high = found.low, found.high
+    if len(set(profile.rounds)) > 1:
+        factor = between_rounds(profile.samples_ns, profile.block_sizes, profile.rounds, percentile)
+        low, high = min(low, found.value / factor), max(high, found.value * factor)
+    return Interval(found.value / NS_PER_MS, low / NS_PER_MS, high / NS_PER_MS)

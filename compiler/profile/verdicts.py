@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from edgesmith.compiler.budget import Budget, Finding, Interval, Verdict, judge_below
 from edgesmith.compiler.profile.memory_types import Memory
+from edgesmith.compiler.profile.recording import LEAST_KEPT
 from edgesmith.compiler.profile.types import Profile
 
 BYTES_PER_MB = 1_000_000
@@ -17,7 +18,8 @@ def judge(budget: Budget, profile: Profile | None, size_bytes: int | None, *, de
 
     ``memory_mb`` is what a phone counts against the app: private dirty memory that the model adds to its process, packed weights and
     arenas included, at the most of three moments (loaded, first run, steady state). Clean pages of the mapped file do not count, since the
-    kernel can drop them. What was not measured on ``device`` is UNKNOWN.
+    kernel can drop them. What was not measured on ``device`` is UNKNOWN,
+    and so is a latency that did not meet its limit on a machine which other processes kept busy.
     """
     here = profile if profile is not None and profile.device == device else None
     why = f"nothing was measured on device {device}" if here is None else "the kernel does not count memory here"
@@ -38,10 +40,15 @@ def _latency(limit_ms: float, percentile: int, profile: Profile | None, why: str
     measured = profile.latency_ms(percentile)
     finding = judge_below("latency_ms", limit_ms, measured, "ms")
     message = f"p{percentile} {finding.message}"
-    if finding.verdict is Verdict.UNKNOWN:
-        few = f"{len(profile.samples_ns)} calls are too few to bound p{percentile}"
-        message += f" ({few}: measure longer)" if math.isinf(measured.high) else " (measure longer, on a quieter machine)"
-    return replace(finding, message=message)
+    if finding.verdict is Verdict.MET:
+        return replace(finding, message=message)
+    if math.isinf(measured.high):
+        return replace(finding, message=f"{message} ({len(profile.samples_ns)} calls are too few to bound p{percentile}: measure longer)")
+    if profile.kept < LEAST_KEPT:
+        loaded = f"the machine is too loaded to decide: {1 - profile.kept:.0%} of the calls were disturbed by other processes"
+        return replace(finding, verdict=Verdict.UNKNOWN, message=f"{message}; {loaded}")
+    longer = " (measure longer, on a quieter machine)" if finding.verdict is Verdict.UNKNOWN else ""
+    return replace(finding, message=message + longer)
 
 
 def _memory(limit_mb: float, memory: Memory | None, why: str) -> Finding:

@@ -1,4 +1,4 @@
-"""The process that runs one artifact: ``python worker.py RUNNER.py ARTIFACT THREADS``.
+"""The process that runs one artifact: ``python worker.py RUNNER.py ARTIFACT THREADS [CORE]...``.
 
 It needs the standard library, numpy and whatever RUNNER.py needs, so that the same file serves every device. RUNNER.py
 defines one class, and where the runtime can time its operators a second::
@@ -25,7 +25,8 @@ One JSON object a line comes in, one goes out; the first line out is a greeting.
     samples  path                 read the samples (.npz: arrays "0", "1" ... of N samples) that ``time`` rotates over
     load                          load the artifact; its ports, its version, the time it took
     run      inputs, outputs      one sample after the other from one .npz into another
-    time     seconds, least       time calls one by one until both are reached; nanoseconds of each call
+    time     seconds, least, settle  time calls one by one until ``seconds`` and ``least`` are reached, after ``settle`` untimed ones; nanoseconds of
+                                  each call, how often a core was taken away during it, and the canary before and after
     memory   runs, seconds        load and run the artifact twice; what the kernel counts for this process before, and in between, the second time
     pin      cores                keep to these cores instead of those chosen at the start
     profile  seconds, least, most  as ``time``, ``most`` times at most, with a Profiler, which the first such request makes
@@ -47,6 +48,7 @@ import importlib.util
 import json
 import math
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +63,7 @@ ProfilerClass: TypeAlias = Any
 Array: TypeAlias = np.ndarray[Any, Any]
 
 IDLE_PROBE_S = 0.05
+CANARY_TIMES, CANARY_SWEEPS = 15, 4
 STAT = Path("/proc/stat")
 STATUS, SMAPS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/smaps"), Path("/proc/self/clear_refs")
 OF_NO_FILE = frozenset({"Private_Dirty", "Swap"})
@@ -96,10 +99,13 @@ def idle_ticks() -> dict[int, int]:
     return {int(row[0][3:]): int(row[4]) for row in rows}
 
 
-def pin(threads: int) -> list[int]:
-    """Keep this process on the ``threads`` idlest cores that it may use; the cores, or none where that cannot be done."""
+def pin(threads: int, wanted: list[int]) -> list[int]:
+    """Keep this process on the cores ``wanted``, or on the ``threads`` idlest that it may use; the cores, or none where that cannot be done."""
     if not hasattr(os, "sched_setaffinity"):
         return []
+    if wanted:
+        os.sched_setaffinity(0, wanted)
+        return wanted
     allowed = sorted(os.sched_getaffinity(0))
     if threads > len(allowed):
         return []
@@ -176,23 +182,54 @@ def joined(samples: list[Array]) -> Array:
     return np.concatenate(samples) if samples[0].shape[:1] == (1,) else np.stack(samples)
 
 
-def timed(run: Callable[[list[Array]], object], samples: list[list[Array]], seconds: float, least: int, most: float = math.inf, *, start: int = 0) -> list[int]:
-    """Nanoseconds of calls made one after the other, over ``samples`` in turn from number ``start`` on, for ``seconds`` and ``least`` times, but ``most``."""
+def timed(
+    run: Callable[[list[Array]], object], samples: list[list[Array]], seconds: float, least: int, most: float = math.inf, *, start: int = 0
+) -> tuple[list[int], list[int]]:
+    """Calls made one after the other, over ``samples`` in turn from number ``start`` on, for ``seconds`` and ``least`` times, but ``most``.
+
+    Returns the nanoseconds of each, and how often the kernel took a core away from this process meanwhile.
+    """
     clock, count = time.perf_counter_ns, start
     nanoseconds: list[int] = []
-    gc.collect()
+    lost: list[int] = []
     gc.disable()
     end = clock() + int(seconds * 1e9)
-    stop = 0
+    stop, switches = 0, lost_cores()
     while (stop < end or len(nanoseconds) < least) and len(nanoseconds) < most:
         feed = samples[count % len(samples)]
         began = clock()
         run(feed)
         stop = clock()
         nanoseconds.append(stop - began)
+        seen = lost_cores()
+        lost.append(seen - switches)
+        switches = seen
         count += 1
     gc.enable()
-    return nanoseconds
+    return nanoseconds, lost
+
+
+def lost_cores() -> int:
+    """How often the kernel has taken a core from a thread of this process that wanted to go on (involuntary context switches, getrusage(2))."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+CANARY_IN = np.linspace(0.5, 1.5, 1 << 15, dtype=np.float32)
+CANARY_OUT = np.empty_like(CANARY_IN)
+
+
+def canary() -> int:
+    """Nanoseconds of a fixed piece of work that fits the second-level cache, the median of 15 times: half a millisecond in all.
+
+    It slows down when the core's clock does, and when a neighbour takes a share of the core's units or of its cache.
+    """
+    clock, times = time.perf_counter_ns, []
+    for _ in range(CANARY_TIMES):
+        start = clock()
+        for _ in range(CANARY_SWEEPS):
+            np.multiply(CANARY_IN, 1.0001, out=CANARY_OUT)
+        times.append(clock() - start)
+    return sorted(times)[CANARY_TIMES // 2]
 
 
 class Worker:
@@ -229,10 +266,12 @@ class Worker:
         np.savez(outputs, allow_pickle=False, **{str(i): joined([row[i] for row in rows]) for i in range(len(rows[0]))})
         return {"count": len(rows)}
 
-    def time(self, seconds: float, least: int) -> dict[str, Any]:
-        nanoseconds = timed(self.session.run, self.feeds, seconds, least, start=self.calls)
-        self.calls += len(nanoseconds)
-        return {"ns": nanoseconds}
+    def time(self, seconds: float, least: int, settle: int) -> dict[str, Any]:
+        before = canary()
+        timed(self.session.run, self.feeds, 0.0, settle, start=self.calls)
+        nanoseconds, lost = timed(self.session.run, self.feeds, seconds, least, start=self.calls + settle)
+        self.calls += settle + len(nanoseconds)
+        return {"ns": nanoseconds, "lost": lost, "canary_ns": [before, canary()]}
 
     def memory(self, runs: int, seconds: float) -> dict[str, Any]:
         without_huge_pages()
@@ -268,7 +307,7 @@ class Worker:
     def profile(self, seconds: float, least: int, most: int) -> dict[str, Any]:
         if self.profiler is None:
             self.profiler = self.profiler_class(self.artifact, self.threads)
-        return {"ns": timed(self.profiler.run, self.feeds, seconds, least, most)}
+        return {"ns": timed(self.profiler.run, self.feeds, seconds, least, most)[0]}
 
     def operators(self) -> dict[str, Any]:
         profiler, self.profiler = self.profiler, None
@@ -300,7 +339,7 @@ def classes(runner: Path) -> tuple[SessionClass, ProfilerClass | None]:
     return module.Session, getattr(module, "Profiler", None)
 
 
-def main(runner: str, artifact: str, threads: int) -> None:
+def main(runner: str, artifact: str, threads: int, wanted_cores: list[int]) -> None:
     """Greet, then answer requests until ``quit`` or the end of input."""
     requests, replies = private_channel()
     die_with_parent()
@@ -314,8 +353,9 @@ def main(runner: str, artifact: str, threads: int) -> None:
         reply({"error": kind.__name__, "message": str(error), "module": getattr(error, "name", None)})
 
     sys.excepthook = last_words
-    cores = pin(threads)
+    cores = pin(threads, wanted_cores)
     worker = Worker(*classes(Path(runner)), artifact, threads)
+    gc.freeze()  # The runtime's own objects, which no collection need look at again.
     reply({"cores": cores, "python": sys.version.split()[0], "times_operators": worker.profiler_class is not None})
     handlers: dict[str, Callable[..., dict[str, Any]]] = {
         "samples": worker.samples,
@@ -336,4 +376,4 @@ def main(runner: str, artifact: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), [int(core) for core in sys.argv[4:]])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.operator_types import Executed, Placement
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.target import Artifact, Target
 from edgesmith.targets.litert.lower import lower
+from edgesmith.targets.litert.placement import place
 from edgesmith.targets.litert.support import unsupported
 
 __all__ = ["LiteRT"]
@@ -32,3 +35,7 @@ class LiteRT(Target):
     def lower(self, model: Model, folder: Path, stem: str = "model") -> Artifact:
         """See ``Target.lower``."""
         return lower(model, folder, stem)
+
+    def place(self, operators: Sequence[Executed]) -> tuple[Placement, ...]:
+        """See ``Target.place``."""
+        return place(operators)

@@ -37,13 +37,13 @@ _ARITHMETIC = frozenset(
 
 
 def guarded(model: Model) -> fx.GraphModule:
-    """The graph of ``model`` with barriers around what its plan quantizes. Needs litert_torch imported, which defines the operator.
+    """A copy of the graph of ``model`` with barriers around what its plan quantizes. Needs litert_torch imported, which defines the operator.
 
     Matrix products are shut off on both sides, convolutions where need be: a barrier has no channels-last layout.
     """
-    if model.quant is None:
-        return model.graph
     graph = model.edit()
+    if model.quant is None:
+        return graph
     for node in list(graphs.operators(graph)):
         kind = weighted(node)
         if kind is None or model.quant.scheme(node.name) is Scheme.FLOAT:
@@ -70,4 +70,6 @@ def _barrier(graph: fx.GraphModule, value: fx.Node) -> fx.Node:
     # Of one tensor alone the converter makes a barrier that it cannot read back.
     both = graph.graph.call_function(torch.ops.litert_torch.optimization_barrier.default, ([value, value],))
     with graph.graph.inserting_after(both):
-        return graph.graph.call_function(operator.getitem, (both, 0))
+        first = graph.graph.call_function(operator.getitem, (both, 0))
+    both.meta["source"] = first.meta["source"] = graphs.source(value)
+    return first

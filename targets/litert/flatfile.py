@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgesmith.targets.litert.sources import Names
+
 Array = npt.NDArray[Any]
 
 
@@ -91,8 +93,8 @@ def _grid(quantization: Any) -> Grid | None:
     return Grid(np.asarray(quantization.scale, dtype=np.float32), np.asarray(quantization.zeroPoint, dtype=np.int64), int(quantization.quantizedDimension))
 
 
-def with_names(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-    """``content`` with its inputs and outputs put in the order that they were converted in, under the names given."""
+def with_names(content: bytes, inputs: Sequence[str], outputs: Sequence[str], tensor_names: Names) -> bytes:
+    """``content`` with its inputs and outputs in the order that they were converted in, under the names given, and its tensors named by ``tensor_names``."""
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
@@ -102,6 +104,10 @@ def with_names(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) ->
         entries.sort(key=lambda entry: int(re.sub(rb"\D", b"", entry.name)))
         for entry, name in zip(entries, names, strict=True):
             entry.name = name.encode()
+    for index, tensor in enumerate(graph.tensors):
+        tensor.name = tensor_names.of_tensor(tensor.name.decode(), index).encode()
+    for entry, name in zip(signature.outputs, tensor_names.of_outputs(outputs), strict=True):
+        graph.tensors[entry.tensorIndex].name = name.encode()
     graph.inputs = [entry.tensorIndex for entry in signature.inputs]
     graph.outputs = [entry.tensorIndex for entry in signature.outputs]
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))

@@ -6,9 +6,6 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
-import torch
-from torch import fx, nn
-
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.errors import MissingExtraError, UnsupportedError
 from edgesmith.compiler.files import written_whole
@@ -19,6 +16,7 @@ from edgesmith.compiler.target import Artifact
 from edgesmith.targets.litert import flatfile
 from edgesmith.targets.litert.barriers import guarded
 from edgesmith.targets.litert.legalise import legalised
+from edgesmith.targets.litert.sources import Marked, Names
 from edgesmith.targets.litert.support import unsupported
 
 _MODULES = ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")
@@ -67,26 +65,11 @@ def converted(model: Model) -> bytes:
         import litert_torch
         from litert_converter.mlir import ir  # type: ignore[import-untyped]
 
+        graph = guarded(model)
         try:
-            edge = litert_torch.convert(_Plain(guarded(model)), model.example_inputs(1), enable_x64=wide)
+            edge = litert_torch.convert(Marked(graph), model.example_inputs(1), enable_x64=wide)
             content = edge.model_content()
         except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, ir.MLIRError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UnsupportedError("litert-torch does not convert this model", why=lines[0]) from error
-    return flatfile.with_names(content, [s.name for s in model.inputs], [s.name for s in model.outputs])
-
-
-class _Plain(nn.Module):
-    """A captured graph as the converter wants it: outputs in a tuple, and no switching between train and eval mode."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__()
-        self.captured = graph
-        self.training = False
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        result = self.captured(*inputs)
-        return result if isinstance(result, tuple) else (result,)
-
-    def train(self, mode: bool = True) -> _Plain:
-        return self
+    return flatfile.with_names(content, [s.name for s in model.inputs], [s.name for s in model.outputs], Names(graph))

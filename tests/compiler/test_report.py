@@ -43,6 +43,8 @@ def profile(p50_ms: float, threads: int = 1) -> Profile:
         runtime_version="1.31.1",
         samples_ns=(p50_ms * 1e6 * np.exp(rng.normal(0, 0.05, 800))).astype(np.int64),
         block_sizes=(40,) * 20,
+        rounds=tuple(number // 4 for number in range(20)),
+        kept=1.0,
         load_ms=18.4,
         memory=Memory(tuple(tuple(map(MemoryUse, PHASES, *READINGS)) for _ in range(2)), MemoryPlan(1_000_000, 7_000_000, 4_000_000, 300_000, 2_000_000)),
         environment={"cpu": "Example 9000", "cpu_features": "avx2 avx512_vnni", "cores": "2", "load_average": str(p50_ms)},
@@ -145,7 +147,7 @@ def test_json_comes_back_as_the_same_report(missed: Report) -> None:
 
 
 def test_an_unbounded_interval_is_null_in_json(tmp_path: Path) -> None:
-    slow = replace(profile(500.0), samples_ns=np.full(20, 500_000_000), block_sizes=(4,) * 5)
+    slow = replace(profile(500.0), samples_ns=np.full(20, 500_000_000), block_sizes=(4,) * 5, rounds=tuple(range(5)))
     findings = judge(Budget(latency_ms=1000), slow, 1)
     report = built(TargetReport.of("litert", artifact(tmp_path, ".tflite", 10), slow, None, findings))
     data = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

@@ -58,7 +58,7 @@ def measured(tmp_path: Path, target: Target | None = None, padding: int = 0, **w
 
 
 def profile(memory: Memory | None) -> Profile:
-    return Profile("host", 1, "1", np.ones(8, np.int64), (8,), 1.0, memory, {})
+    return Profile("host", 1, "1", np.ones(8, np.int64), (8,), (0,), 1.0, 1.0, memory, {})
 
 
 def test_every_kind_is_found_where_it_belongs(tmp_path: Path) -> None:

@@ -89,10 +89,32 @@ def test_more_threads_than_cores_leaves_it_unpinned(tmp_path: Path) -> None:
 def test_calls_are_timed_for_long_enough_and_often_enough(tmp_path: Path) -> None:
     samples = (np.zeros((3, 2), np.float32),)
     with open_session(script(tmp_path, sleep_ms=[5]), SCRIPTED, samples=samples) as session:
-        nanoseconds = session.time(0.1, least=4)
-        assert 10 <= len(nanoseconds) <= 20
-        assert nanoseconds.min() >= 5e6
-        assert len(session.time(0.0, least=4)) == 4
+        timed = session.time(0.1, least=4)
+        assert 4 <= len(timed.ns) <= 20
+        assert timed.ns.min() >= 5e6
+        assert len(timed.lost) == len(timed.ns)
+        assert min(timed.canary_ns) > 0
+        assert len(session.time(0.0, least=4, settle=2).ns) == 4
+
+
+def test_a_process_runs_on_the_cores_it_is_given(tmp_path: Path) -> None:
+    last = max(os.sched_getaffinity(0))
+    with open_session(script(tmp_path), SCRIPTED, cores=(last,)) as session:
+        assert session.loaded.cores == (last,)
+
+
+def test_a_call_that_lost_its_core_is_known(tmp_path: Path) -> None:
+    """A neighbour on the same core that never sleeps takes turns with the calls."""
+    core = max(os.sched_getaffinity(0))
+    samples = (np.zeros((1, 2), np.float32),)
+    busy = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"])
+    try:
+        with open_session(script(tmp_path, sweeps=20_000), SCRIPTED, cores=(core,), samples=samples) as session:
+            timed = session.time(0.5, least=3)
+    finally:
+        busy.kill()
+        busy.wait()
+    assert timed.lost.any()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A runner whose artifact is a script (JSON): what to do while loading and at which call.
 
-``sleep_ms``: times that calls take, in turn · ``load`` and ``run``: "die", "hang", "raise" or "import" ·
+``sleep_ms``: times that calls take, in turn · ``sweeps``: how often a call goes over an array · ``load`` and ``run``: "die", "hang", "raise" or "import" ·
 ``touch_mb``: memory that loading takes, ``burst_mb`` for a moment only, ``run_mb`` the first call · ``map``: maps and reads the script itself ·
 ``warm_mb``: memory that the process takes once · ``pid_file``: where to write the process's id.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 WARM = []
+SWEPT = np.ones(1 << 13, np.float32)
+RESULT = np.empty_like(SWEPT)
 
 
 class Session:
@@ -43,7 +45,11 @@ class Session:
     def run(self, inputs):
         misbehave(self.script.get("run"))
         times = self.script.get("sleep_ms", [0])
-        time.sleep(times[self.calls % len(times)] / 1e3)
+        if "sweeps" in self.script:
+            for _ in range(self.script["sweeps"]):
+                np.multiply(SWEPT, 1.0001, out=RESULT)
+        else:
+            time.sleep(times[self.calls % len(times)] / 1e3)
         if self.calls == 0:
             self.held.append(self.touched("run_mb"))
         self.calls += 1
