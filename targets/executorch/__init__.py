@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.operator_types import Executed, Placement
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.target import Artifact, Target
 
@@ -39,3 +41,9 @@ class ExecuTorch(Target):
         from edgesmith.targets.executorch.lower import lower
 
         return lower(model, folder, stem + self.suffix)
+
+    def place(self, operators: Sequence[Executed]) -> tuple[Placement, ...]:
+        """By kind, delegate and dtype; see placement.py."""
+        from edgesmith.targets.executorch.placement import place
+
+        return place(operators)

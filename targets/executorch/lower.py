@@ -16,7 +16,9 @@ from edgesmith.compiler.model import Model
 from edgesmith.compiler.quiet import quiet
 from edgesmith.compiler.target import Artifact
 from edgesmith.targets.executorch.legalise import legalise
-from edgesmith.targets.executorch.runner import SIGNATURE
+from edgesmith.targets.executorch.profiling.ptefile import PteFile
+from edgesmith.targets.executorch.runner import SIGNATURE, SOURCES
+from edgesmith.targets.executorch.sources import mark, paths
 from edgesmith.targets.executorch.support import unsupported
 
 _BUILT_WITH = ("executorch", "torch", "torchao")
@@ -44,12 +46,13 @@ def _require_executorch() -> None:
 
 
 def serialised(model: Model) -> bytes:
-    """The ``.pte`` of a legalised model: XNNPACK delegates, portable kernels between them, and the names of inputs and outputs.
+    """The ``.pte`` of a legalised model: XNNPACK delegates, portable kernels between them, the names of inputs and outputs, and where operators come from.
 
     Raises:
         UnsupportedError: ExecuTorch refuses the graph, with its reason.
     """
-    program, _ = program_at(model, batch=1)
+    program, names = program_at(model, batch=1)
+    mark(program, names, model.graph)
     signature = json.dumps({"inputs": [s.name for s in model.inputs], "outputs": [s.name for s in model.outputs]})
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -59,6 +62,13 @@ def serialised(model: Model) -> bytes:
 
         try:
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods={SIGNATURE: signature})
-            return bytes(edge.to_executorch().buffer)
+            lowered = edge.to_executorch()
         except (ExportError, InternalError, SpecViolationError, RuntimeError) as error:
             raise UnsupportedError("ExecuTorch cannot lower this model", why=str(error).strip().splitlines()[0]) from error
+    return PteFile.read(lowered.buffer, _package()).with_text(SOURCES, json.dumps(paths(lowered.exported_program()))).written()
+
+
+def _package() -> Path:
+    spec = importlib.util.find_spec("executorch")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
