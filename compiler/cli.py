@@ -97,26 +97,34 @@ def check(file: Path, targets: tuple[str, ...], overrides: tuple[str, ...]) -> i
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads that the runtime may use.")
 @click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="Limit of the 90th percentile of one call.")
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="Limit of the dirty memory that the model adds to its process.")
+@click.option("--operators", is_flag=True, help="Also time every operator: by source module, with what is not on the fast path.")
 @_JSON
-def profile(artifact: Path, threads: int, latency_ms: float | None, memory_mb: float | None, as_json: bool) -> int:
+def profile(artifact: Path, threads: int, latency_ms: float | None, memory_mb: float | None, operators: bool, as_json: bool) -> int:
     """Measure ARTIFACT (.onnx, .tflite, .pte).
 
     It runs in fresh processes; with limits, the exit code is the verdict.
     """
     from edgesmith.compiler import listing
     from edgesmith.compiler.budget import EXIT_CODES, Budget, overall
+    from edgesmith.compiler.profile.operators import profile_operators
     from edgesmith.compiler.profile.protocol import measure
     from edgesmith.compiler.profile.verdicts import judge
+    from edgesmith.compiler.report_operators import OperatorsReport, category_rows, headline, operator_rows
 
     budget = Budget(latency_ms=latency_ms, memory_mb=memory_mb)
     measured = measure(artifact, threads=threads, budget=budget)
     findings = judge(budget, measured, artifact.stat().st_size)
+    timed = OperatorsReport.of(profile_operators(artifact, threads=threads)) if operators else None
     if as_json:
-        _echo_json(listing.profile_data(artifact, measured, findings))
+        _echo_json(listing.profile_data(artifact, measured, findings, timed))
     else:
         listing.show((str(artifact), "measured", "95 % interval, where nothing else is said"), listing.profile_rows(measured))
         for finding in findings:
             click.echo(f"{finding.verdict.name}: {finding.message}")
+        if timed is not None:
+            listing.show(("source module", "operator", "median", "share", "path"), operator_rows(timed))
+            listing.show(("path", "operators", "median", "share", "what to do"), category_rows(timed))
+            click.echo(headline(timed))
     return EXIT_CODES[overall(finding.verdict for finding in findings)]
 
 

@@ -13,9 +13,9 @@ from edgesmith.compiler.accuracy import Accuracy, Metric, Outputs, accuracy_of, 
 from edgesmith.compiler.budget import Budget
 from edgesmith.compiler.buildfile import BuildSpec, TargetSpec
 from edgesmith.compiler.cache import PassCache, files_key
-from edgesmith.compiler.data import Data
-from edgesmith.compiler.diagnostics import Diagnostic
-from edgesmith.compiler.errors import UnsupportedError
+from edgesmith.compiler.data import Array, Data
+from edgesmith.compiler.diagnostics import Diagnostic, Severity
+from edgesmith.compiler.errors import RunnerError, UnsupportedError
 from edgesmith.compiler.files import translated
 from edgesmith.compiler.frontends.data_source import load_data
 from edgesmith.compiler.frontends.model_source import load_model
@@ -25,6 +25,8 @@ from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Cost, Pass, PassContext, PassResult
 from edgesmith.compiler.pipeline import Pipeline
 from edgesmith.compiler.profile.devices import device
+from edgesmith.compiler.profile.operator_types import OperatorProfile
+from edgesmith.compiler.profile.operators import profile_operators
 from edgesmith.compiler.profile.protocol import measure
 from edgesmith.compiler.profile.session import open_session
 from edgesmith.compiler.profile.verdicts import judge
@@ -34,6 +36,7 @@ from edgesmith.compiler.spec import format_pass, parse_pass
 from edgesmith.compiler.target import Artifact, Target
 
 PRICE_LIMIT_S = 2.0
+OPERATORS_LIMIT_S = 2.0
 CACHE = "cache"
 
 
@@ -122,8 +125,21 @@ class Line:
         self.progress.step(f"{target.name}: measuring on {wanted.device}")
         profile = measure(artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, budget=wanted.budget)
         accuracy = self._accuracy(artifact, target, wanted.threads)
+        operators, remarks = self._operators(artifact, target, wanted, samples)
+        artifact = replace(artifact, diagnostics=(*artifact.diagnostics, *remarks))
         findings = (*judge(wanted.budget, profile, artifact.size_bytes, device=wanted.device), *judge_accuracy(self.spec.accuracy, accuracy))
-        return TargetReport.of(target.name, artifact, profile, accuracy, findings)
+        return TargetReport.of(target.name, artifact, profile, accuracy, findings, operators)
+
+    def _operators(
+        self, artifact: Artifact, target: Target, wanted: TargetSpec, samples: tuple[Array, ...] | None
+    ) -> tuple[OperatorProfile | None, tuple[Diagnostic, ...]]:
+        """The time of each operator; or none, and why: the artifact is as good without."""
+        self.progress.step(f"{target.name}: timing its operators")
+        try:
+            found = profile_operators(artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=OPERATORS_LIMIT_S)
+        except (RunnerError, UnsupportedError) as error:
+            return None, (Diagnostic(Severity.WARNING, "operators.not-timed", "", error.what, error.why),)
+        return found, ()
 
     def _lowering(self, model: Model) -> Lowering:
         ctx = PassContext(data=self.data.for_passes() if self.data else None, seed=self.spec.seed)

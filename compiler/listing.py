@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import sys
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from edgesmith.compiler.doctor import Health
     from edgesmith.compiler.profile.memory_types import Memory
     from edgesmith.compiler.profile.types import Profile
+    from edgesmith.compiler.report_operators import OperatorsReport
 
 Rows = list[tuple[str, ...]]
 PERCENTILES = (50, 90, 99)
@@ -104,7 +106,7 @@ def advice(found: Health) -> list[str]:
     return lines
 
 
-def profile_data(artifact: Path, profile: Profile, findings: Sequence[Finding]) -> dict[str, Any]:
+def profile_data(artifact: Path, profile: Profile, findings: Sequence[Finding], operators: OperatorsReport | None = None) -> dict[str, Any]:
     """A measurement as plain data, its keys as in ``report.json``."""
     from edgesmith.compiler.report import LatencyReport, MemoryReport
 
@@ -118,7 +120,17 @@ def profile_data(artifact: Path, profile: Profile, findings: Sequence[Finding]) 
         "load_ms": profile.load_ms,
         "environment": dict(profile.environment),
         "findings": [{**dataclasses.asdict(f), "verdict": f.verdict.value} for f in findings],
+        "operators": None if operators is None else _plain(dataclasses.asdict(operators)),
     }
+
+
+def _plain(value: Any) -> Any:
+    """Plain data, with an enumeration's members as their values."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.value if isinstance(value, Enum) else value
 
 
 def profile_rows(profile: Profile) -> Rows:

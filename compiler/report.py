@@ -14,6 +14,7 @@ from edgesmith.compiler.candidate import Candidate
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.files import file_hash, write_text
 from edgesmith.compiler.profile.memory_types import PHASES
+from edgesmith.compiler.report_operators import OperatorsReport
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgesmith.compiler.accuracy import Accuracy
     from edgesmith.compiler.model import Model, PassRecord
     from edgesmith.compiler.profile.memory_types import Memory
+    from edgesmith.compiler.profile.operator_types import OperatorProfile
     from edgesmith.compiler.profile.types import Profile
     from edgesmith.compiler.target import Artifact
 
@@ -161,9 +163,18 @@ class TargetReport:
     findings: tuple[Finding, ...]
     diagnostics: tuple[Diagnostic, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    operators: OperatorsReport | None = None
 
     @classmethod
-    def of(cls, name: str, artifact: Artifact, profile: Profile, accuracy: Accuracy | None, findings: Sequence[Finding]) -> TargetReport:
+    def of(
+        cls,
+        name: str,
+        artifact: Artifact,
+        profile: Profile,
+        accuracy: Accuracy | None,
+        findings: Sequence[Finding],
+        operators: OperatorProfile | None = None,
+    ) -> TargetReport:
         """The report of one artifact."""
         return cls(
             name=name,
@@ -180,6 +191,7 @@ class TargetReport:
             findings=tuple(findings),
             diagnostics=artifact.diagnostics,
             environment=dict(profile.environment),
+            operators=None if operators is None else OperatorsReport.of(operators),
         )
 
     @property

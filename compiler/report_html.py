@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.compiler import report_plots
+from edgesmith.compiler import report_operator_plots, report_operators, report_plots
 from edgesmith.compiler.budget import Finding, Verdict
 from edgesmith.compiler.report import summary
 from edgesmith.compiler.report_text import digits, short
@@ -26,9 +26,12 @@ PLOTS = (
     ),
     ("Size before and after", "The source model's weights as float32, and the files that were made.", report_plots.size_before_and_after),
     ("What each pass left", "Parameters and multiply-accumulates (MACs), as a share of the source model's.", report_plots.what_is_left),
+    ("Where a run's time goes", "By category, as a share of the operators' time: what is not fast is listed above.", report_operator_plots.by_category),
+    ("The modules that take most", "Milliseconds of all operators that compute a source module, per target.", report_operator_plots.by_module),
     ("Time per pass", "Seconds that each pass took.", report_plots.seconds_per_pass),
 )
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+MOST_OPERATORS = 12
 ROOM = 1.12
 """A gauge reaches this far beyond its largest number."""
 
@@ -70,6 +73,8 @@ def page(report: Report) -> str:
         gauge=gauge,
         plots=[(title, words, draw(report)) for title, words, draw in PLOTS],
         remarks=remarks(report),
+        source=report_operators.source,
+        most_operators=MOST_OPERATORS,
     )
 
 

@@ -96,7 +96,7 @@ def accuracy_against_latency(report: Report) -> str | None:
         _label(figure, axes, shown)
 
     tips = {f"point-{number}": point.tip for number, point in enumerate(shown)}
-    return _svg(draw, f"Accuracy against latency of {len(shown)} models", tips=tips)
+    return svg(draw, f"Accuracy against latency of {len(shown)} models", tips=tips)
 
 
 def _metric(report: Report) -> str:
@@ -111,7 +111,7 @@ def _label(figure: Figure, axes: Axes, shown: Sequence[Point]) -> None:
     for point, (x, y) in sorted(zip(shown, marks, strict=True), key=lambda pair: pair[0].kind == "candidate"):
         for dx, dy, horizontal, vertical in PLACES:
             text = axes.annotate(
-                _cut(point.label), (point.latency_ms, point.accuracy), (dx, dy), textcoords="offset points", ha=horizontal, va=vertical,
+                cut(point.label), (point.latency_ms, point.accuracy), (dx, dy), textcoords="offset points", ha=horizontal, va=vertical,
                 color=INK if point.kind != "candidate" else MUTED, fontsize=FONT_PT - 1.5, parse_math=False,
             )  # fmt: skip
             box = text.get_window_extent()
@@ -157,14 +157,14 @@ def what_is_left(report: Report) -> str | None:
             _write_beside(axes, places, values, [f"{value:.0f}" for value in values], FONT_PT - 2)
         axes.text(1, 0.15, "parameters", color=SERIES_COLOURS[0], transform=axes.transAxes, ha="right", fontweight="bold")
         axes.text(1, 0.04, "MACs", color=SERIES_COLOURS[1], transform=axes.transAxes, ha="right", fontweight="bold")
-        _rows(axes, labels, max(*params, *macs), "% of the source model")
+        rows(axes, labels, max(*params, *macs), "% of the source model")
 
-    return _svg(draw, "Parameters and multiply-accumulates left after each pass", height_in=MARGIN_IN + ROW_IN * len(labels))
+    return svg(draw, "Parameters and multiply-accumulates left after each pass", height_in=MARGIN_IN + ROW_IN * len(labels))
 
 
-def _rows(axes: Axes, labels: Sequence[str], largest: float, unit: str) -> None:
+def rows(axes: Axes, labels: Sequence[str], largest: float, unit: str) -> None:
     """The frame of horizontal bars, one row for each label, with room for a number beside the largest."""
-    axes.set_yticks(range(len(labels)), [_cut(label) for label in labels])
+    axes.set_yticks(range(len(labels)), [cut(label) for label in labels])
     axes.invert_yaxis()
     axes.set_xlim(0, (largest or 1.0) * 1.18)
     axes.set_xlabel(unit)
@@ -181,16 +181,17 @@ def _bars(title: str, unit: str, labels: Sequence[str], values: Sequence[float],
     def draw(_: Figure, axes: Axes) -> None:
         axes.barh(range(len(values)), values, color=colours, height=0.58, zorder=3)
         _write_beside(axes, range(len(values)), values, words, FONT_PT - 0.5)
-        _rows(axes, labels, max(values), unit)
+        rows(axes, labels, max(values), unit)
 
-    return _svg(draw, title, height_in=MARGIN_IN + ROW_IN * len(labels))
+    return svg(draw, title, height_in=MARGIN_IN + ROW_IN * len(labels))
 
 
-def _cut(label: str) -> str:
+def cut(label: str) -> str:
+    """``label`` in the room that there is beside a bar."""
     return label if len(label) <= LABEL_CHARACTERS else label[: LABEL_CHARACTERS - 1] + "…"
 
 
-def _svg(draw: Callable[[Figure, Axes], None], title: str, *, height_in: float = HEIGHT_IN, tips: dict[str, str] | None = None) -> str:
+def svg(draw: Callable[[Figure, Axes], None], title: str, *, height_in: float = HEIGHT_IN, tips: dict[str, str] | None = None) -> str:
     """Draw, and hand the drawing over to the page: colours and font are the page's, sizes follow its width."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
