@@ -79,12 +79,12 @@ def write_crash_report(error: BaseException, arguments: Sequence[str]) -> str:
     """Write what is needed to see ``error`` again: command, versions, build file, traceback. Where it lies, or why it could not be written."""
     text = crash_report(error, arguments)
     name = f"edgesmith-crash-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.txt"
-    for folder in (Path(), Path(tempfile.gettempdir())):
+    for folder in filter(None, (_working_folder(), Path(tempfile.gettempdir()))):
         try:
             (folder / name).write_text(text, encoding="utf-8")
         except OSError:
             continue
-        return str(folder.absolute() / name)
+        return str(folder / name)
     sys.stderr.write(text)
     return "the text above"
 
@@ -93,7 +93,7 @@ def crash_report(error: BaseException, arguments: Sequence[str]) -> str:
     """Command, versions, build file and traceback as text."""
     parts = [
         f"command: edgesmith {shlex.join(arguments)}",
-        f"folder: {_folder()}",
+        f"folder: {_working_folder() or 'removed while the command ran'}",
         f"python: {platform.python_version()} on {platform.platform()}",
         *(f"{name}: {version}" for name, version in _versions()),
     ]
@@ -103,11 +103,12 @@ def crash_report(error: BaseException, arguments: Sequence[str]) -> str:
     return "\n".join([*parts, "", "--- traceback", *traceback.format_exception(error)])
 
 
-def _folder() -> str:
+def _working_folder() -> Path | None:
+    """None if it was removed while the command ran."""
     try:
-        return str(Path.cwd())
+        return Path.cwd()
     except FileNotFoundError:
-        return "removed while the command ran"
+        return None
 
 
 def _versions() -> list[tuple[str, str]]:
