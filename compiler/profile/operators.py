@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median_grouped
@@ -26,6 +27,8 @@ from edgesmith.compiler.target import Artifact, Target
 
 ROUNDS = 8
 WARM_UP_ROUNDS = 1
+ENOUGH_RUNS = 20
+SETTLE = 2
 LEAST, MOST = 2, 50
 """Runs of one round; the runtimes keep a record for every operator of every run."""
 NS_PER_MS = 1e6
@@ -43,7 +46,7 @@ def profile_operators(
     """Time every operator of ``artifact`` by its runtime's own instrumentation.
 
     Rounds of whole runs without instrumentation take turns with rounds of runs with it, in another process on the same cores; the first round of each is
-    warm-up, and of the other runs the faster half counts.
+    warm-up, and a run during which the kernel took the core away does not count.
     ``limit_s`` seconds of calls are spent in all, more where two runs a round take longer. ``samples`` are as in ``measure``.
 
     Raises:
@@ -62,23 +65,21 @@ def profile_operators(
             samples = random_samples(session.loaded.inputs)
     samples = [array[:SAMPLES] for array in samples]
     seconds = limit_s / (2 * ROUNDS)
-    whole, instrumented = [], []
-    with opener(samples=samples) as session, _profiling(path, chosen, threads, samples) as process:
-        if session.loaded.cores:
-            process.ask("pin", cores=session.loaded.cores)
+    whole, instrumented = _Runs(), _Runs()
+    with opener(samples=samples) as session, _profiling(path, chosen, threads, samples, session.loaded.cores) as process:
         for _ in range(ROUNDS):
-            whole.append(session.time(seconds, LEAST).ns)
+            found = session.time(seconds, LEAST, SETTLE)
+            whole.add(found.ns, found.lost)
             answer = process.ask("profile", extra_s=seconds, seconds=seconds, least=LEAST, most=MOST)
-            instrumented.append(np.asarray(answer["ns"], dtype=np.int64))
-        found, version = process.ask("operators"), session.loaded.runtime_version
-    undisturbed, runs = _undisturbed(whole), _undisturbed(instrumented)
-    executed, ms = _operators(path, found, runs)
+            instrumented.add(answer["ns"], np.asarray(answer["lost"]) > 0)
+        profile, version = process.ask("operators"), session.loaded.runtime_version
+    executed, ms = _operators(path, profile, instrumented.kept())
     total = sum(ms)
     return OperatorProfile(
-        method=found["method"],
-        whole_ms=float(np.median(np.concatenate(whole)[undisturbed])) / NS_PER_MS,
-        instrumented_ms=float(np.median(np.concatenate(instrumented)[runs])) / NS_PER_MS,
-        runs=int(runs.sum()),
+        method=profile["method"],
+        whole_ms=whole.median_ms(),
+        instrumented_ms=instrumented.median_ms(),
+        runs=int(instrumented.kept().sum()),
         threads=threads,
         runtime_version=version,
         operators=tuple(
@@ -90,8 +91,8 @@ def profile_operators(
 
 
 @contextmanager
-def _profiling(path: Path, target: Target, threads: int, samples: Sequence[Array]) -> Iterator[WorkerProcess]:
-    """A process that holds ``samples`` and nothing else yet.
+def _profiling(path: Path, target: Target, threads: int, samples: Sequence[Array], cores: Sequence[int]) -> Iterator[WorkerProcess]:
+    """A process on ``cores`` that holds ``samples`` and nothing else yet. What it leaves in its folder for temporary files goes with it.
 
     Raises:
         UnsupportedError: the runner has no ``Profiler``.
@@ -99,19 +100,36 @@ def _profiling(path: Path, target: Target, threads: int, samples: Sequence[Array
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="edgesmith-operators-")))
         log = current_log() or scratch / "log"
-        process = stack.enter_context(WorkerProcess(path, target.runner, threads, log=log, timeout_s=TIMEOUT_S, extra=target.extra))
+        process = WorkerProcess(path, target.runner, threads, log=log, timeout_s=TIMEOUT_S, extra=target.extra, cores=cores, variables={"TMPDIR": str(scratch)})
+        stack.enter_context(process)
         if not process.receive("start")["times_operators"]:
             raise UnsupportedError(f"target {target.name!r} cannot time operators", why=f"{target.runner.name} has no Profiler")
         give_samples(process, scratch, samples)
         yield process
 
 
-def _undisturbed(rounds: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
-    """Which runs count: after warm-up, the faster half. What else ran on the machine disturbed the others, and a long run more often than a short one."""
-    found = np.concatenate(rounds)
-    warm = np.arange(len(found)) >= sum(map(len, rounds[:WARM_UP_ROUNDS]))
-    kept: npt.NDArray[np.bool_] = warm & (found <= np.median(found[warm]))
-    return kept
+@dataclass
+class _Runs:
+    """Nanoseconds of the runs of every round, and whether the kernel took a core away meanwhile."""
+
+    ns: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    lost: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+
+    def add(self, nanoseconds: Sequence[int] | npt.NDArray[np.int64], lost: npt.NDArray[np.bool_]) -> None:
+        """One more round."""
+        self.ns.append(np.asarray(nanoseconds, dtype=np.int64))
+        self.lost.append(lost)
+
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """Which runs count: after warm-up, those that kept their cores; where these are too few, the faster half."""
+        nanoseconds = np.concatenate(self.ns)
+        warm = np.arange(len(nanoseconds)) >= sum(map(len, self.ns[:WARM_UP_ROUNDS]))
+        own = warm & ~np.concatenate(self.lost)
+        return own if own.sum() >= ENOUGH_RUNS else warm & (nanoseconds <= np.median(nanoseconds[warm]))
+
+    def median_ms(self) -> float:
+        """Of the runs that count."""
+        return float(np.median(np.concatenate(self.ns)[self.kept()])) / NS_PER_MS
 
 
 def _operators(path: Path, found: dict[str, Any], kept: npt.NDArray[np.bool_]) -> tuple[tuple[Executed, ...], list[float]]:

@@ -28,7 +28,6 @@ One JSON object a line comes in, one goes out; the first line out is a greeting.
     time     seconds, least, settle  time calls one by one until ``seconds`` and ``least`` are reached, after ``settle`` untimed ones; nanoseconds of
                                   each call, how often a core was taken away during it, and the canary before and after
     memory   runs, seconds        load and run the artifact twice; what the kernel counts for this process before, and in between, the second time
-    pin      cores                keep to these cores instead of those chosen at the start
     profile  seconds, least, most  as ``time``, ``most`` times at most, with a Profiler, which the first such request makes
     operators                     end profiling: the method, the resolution and the operators of all these runs
     quit
@@ -300,14 +299,11 @@ class Worker:
         give_back()
         return memory(self.artifact)
 
-    def pin(self, cores: list[int]) -> dict[str, Any]:
-        os.sched_setaffinity(0, cores)
-        return {}
-
     def profile(self, seconds: float, least: int, most: int) -> dict[str, Any]:
         if self.profiler is None:
             self.profiler = self.profiler_class(self.artifact, self.threads)
-        return {"ns": timed(self.profiler.run, self.feeds, seconds, least, most)[0]}
+        nanoseconds, lost = timed(self.profiler.run, self.feeds, seconds, least, most)
+        return {"ns": nanoseconds, "lost": lost}
 
     def operators(self) -> dict[str, Any]:
         profiler, self.profiler = self.profiler, None
@@ -363,7 +359,6 @@ def main(runner: str, artifact: str, threads: int, wanted_cores: list[int]) -> N
         "run": worker.run,
         "time": worker.time,
         "memory": worker.memory,
-        "pin": worker.pin,
         "profile": worker.profile,
         "operators": worker.operators,
     }

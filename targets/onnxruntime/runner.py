@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ def _described(value: Any) -> dict[str, Any]:
 
 _CALIBRATE_EVERY = 6
 _PLAIN_RUNS = 4
+_ENOUGH = 5
 _NS_PER_US = 1000
 _LEVELS = (0.75, 2.0)
 
@@ -83,8 +85,8 @@ class Profiler:
     The runtime counts whole microseconds, rounded down, and what it writes down of an operator (the types and shapes of what it reads and gives) is
     inside the time it gives: some 3 us, more than most small operators take. That cost is measured and taken off. How it grows with the number of tensors
     is seen on chains of trivial operators. How dear it is in this graph, where it and the kernels push each other out of the caches, is seen where a run is
-    followed by some without profiling: the difference to the last of them, but 0.75 to 2 times that of the chains, so that it explains no more than it
-    can. What is left of an operator that does next to nothing may be a little below zero.
+    followed by some without profiling: the difference, but 0.75 to 2 times that of the chains, so that it explains no more than it can. What is left of an
+    operator that does next to nothing may be a little below zero.
     """
 
     method = "instrumented"
@@ -101,15 +103,17 @@ class Profiler:
         self._session = _session(path, options)
         self._names = [i.name for i in self._session.get_inputs()]
         self._chains = _Chains(threads, self._folder.name)
-        self._plain_ns: dict[int, int] = {}
+        self._pairs: list[_Pair] = []
         self._runs = 0
 
     def run(self, inputs: list[npt.NDArray[np.generic]]) -> None:
         """One inference of ``inputs``, as in ``Session.run``; now and then also those that the cost of profiling is measured by."""
         feed = dict(zip(self._names, inputs, strict=True))
-        self._session.run(None, feed)
+        _, lost = _timed(self._session, feed)
         if self._runs % _CALIBRATE_EVERY == 0:
-            self._plain_ns[self._runs] = [_timed(self._plain, feed) for _ in range(_PLAIN_RUNS)][-1]
+            warm = [_timed(self._plain, feed) for _ in range(_PLAIN_RUNS)][1:]
+            own = [ns for ns, taken in warm if not taken]
+            self._pairs.append(_Pair(self._runs, own[-1] if own else warm[-1][0], lost or not own))
             self._chains.sample()
         self._runs += 1
 
@@ -132,15 +136,25 @@ class Profiler:
         return [{**entry, "sources": sources.get(entry["name"], [])} for entry in found.values()]
 
     def _take_off_cost(self, entries: list[dict[str, Any]], tensors: list[int]) -> None:
-        costs_ns = self._chains.cost_ns(np.asarray(tensors))
         nanoseconds = np.asarray([entry["ns"] for entry in entries])
-        profiled = nanoseconds[:, list(self._plain_ns)].sum(axis=0)
-        plain = np.asarray(list(self._plain_ns.values())) - self._chains.call_ns()
-        undisturbed = profiled <= np.median(profiled)
-        level = np.clip(np.median((profiled - plain)[undisturbed]) / costs_ns.sum(), *_LEVELS)
-        nanoseconds -= np.rint(level * costs_ns).astype(np.int64)[:, None]
-        for entry, row in zip(entries, nanoseconds, strict=True):
-            entry["ns"] = row.tolist()
+        pairs = [pair for pair in self._pairs if not pair.lost]
+        if len(pairs) < _ENOUGH:
+            totals = nanoseconds.sum(axis=0)
+            pairs = sorted(self._pairs, key=lambda pair: int(totals[pair.run]))[: max(_ENOUGH, len(self._pairs) // 2)]
+        profiled = sum(median_grouped(row, interval=_NS_PER_US) for row in nanoseconds[:, [pair.run for pair in pairs]].tolist())
+        plain = float(np.median([pair.plain_ns for pair in pairs])) - self._chains.call_ns()
+        costs_ns = self._chains.cost_ns(np.asarray(tensors))
+        level = np.clip((profiled - plain) / costs_ns.sum(), *_LEVELS)
+        for entry, cost in zip(entries, costs_ns, strict=True):
+            entry["ns"] = [ns - round(level * cost) for ns in entry["ns"]]
+
+
+class _Pair(NamedTuple):
+    """A run with profiling, one without it right after, and whether the kernel took a core away meanwhile."""
+
+    run: int
+    plain_ns: int
+    lost: bool
 
 
 def _dtype(types: list[dict[str, Any]]) -> str:
@@ -181,10 +195,13 @@ def _nanoseconds(event: dict[str, Any]) -> int:
     return int(event["dur"]) * _NS_PER_US + _NS_PER_US // 2
 
 
-def _timed(session: Any, feed: dict[str, Any]) -> int:
+def _timed(session: Any, feed: dict[str, Any]) -> tuple[int, bool]:
+    """Nanoseconds of a run, and whether the kernel took a core away from this process meanwhile (involuntary context switches, getrusage(2))."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     start = time.perf_counter_ns()
     session.run(None, feed)
-    return time.perf_counter_ns() - start
+    nanoseconds = time.perf_counter_ns() - start
+    return nanoseconds, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw > before
 
 
 class _Chains:
@@ -213,9 +230,9 @@ class _Chains:
     def sample(self) -> None:
         """Run every chain a few times."""
         for _ in range(self.RUNS):
-            self._call.append(_timed(self._single, self._input))
+            self._call.append(_timed(self._single, self._input)[0])
             for plain, profiled, times in zip(self._plain, self._profiled, self._plain_ns, strict=True):
-                times.append(_timed(plain, self._input))
+                times.append(_timed(plain, self._input)[0])
                 profiled.run(None, self._input)
 
     def call_ns(self) -> float:
