@@ -21,7 +21,7 @@ _UNDELEGATED = {
 _VIEW = "XNNPACK copies at every view: fewer reshapes in the source mean fewer copies"
 _PARTS = "parts of a tensor are copied out or together: layers of their own instead of one that is split save it"
 _LAYOUT = {
-    "Constant Pad": "the input is copied into a larger one: padding inside the layer that reads it is free",
+    "Constant Pad": "a tensor is copied into a larger one: XNNPACK pads inside a convolution only where nothing, no conversion either, is between the two",
     "Copy": _PARTS,
     "Depth To Space": "pixels are moved between channels and space",
     "Slice": _PARTS,
