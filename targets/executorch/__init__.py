@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.memory_types import MemoryPlan
 from edgesmith.compiler.profile.operator_types import Executed, Placement
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.target import Artifact, Target
@@ -41,6 +42,12 @@ class ExecuTorch(Target):
         from edgesmith.targets.executorch.lower import lower
 
         return lower(model, folder, stem + self.suffix)
+
+    def memory_plan(self, path: Path) -> MemoryPlan:
+        """Planned buffers, and what XNNPACK makes of each delegate; see memory.py."""
+        from edgesmith.targets.executorch.memory import memory_plan
+
+        return memory_plan(path)
 
     def place(self, operators: Sequence[Executed]) -> tuple[Placement, ...]:
         """By kind, delegate and dtype; see placement.py."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.memory_types import MemoryPlan
 from edgesmith.compiler.profile.operator_types import Executed, Placement
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.target import Artifact, Target
@@ -35,6 +36,12 @@ class LiteRT(Target):
     def lower(self, model: Model, folder: Path, stem: str = "model") -> Artifact:
         """See ``Target.lower``."""
         return lower(model, folder, stem)
+
+    def memory_plan(self, path: Path) -> MemoryPlan:
+        """See ``Target.memory_plan``."""
+        from edgesmith.targets.litert.memory import memory_plan
+
+        return memory_plan(path)
 
     def place(self, operators: Sequence[Executed]) -> tuple[Placement, ...]:
         """See ``Target.place``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -14,28 +15,34 @@ from edgesmith.compiler.profile.memory_types import MemoryPlan
 from edgesmith.kernels import arena, packing
 from edgesmith.targets.litert.flatfile import FlatFile, Op, Tensor
 
+
+def _kinds(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 PACKED = frozenset({"FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "BATCH_MATMUL"})
 """Operators whose second operand, if constant, is rearranged. Transposed convolutions have it second, too."""
 CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
+CONTROL = frozenset({"IF", "WHILE", "CALL", "CALL_ONCE"})
 PADS = frozenset({"PAD"})
 TABLES = frozenset({"GATHER", "EMBEDDING_LOOKUP"})
 """Operators that read a few rows of a constant, so that the other pages of it are never touched."""
-IN_PLACE = frozenset(
-    "ADD SUB MUL DIV MAXIMUM MINIMUM RELU RELU6 RELU_N1_TO_1 LOGISTIC SOFTMAX GELU TANH HARD_SWISH SQRT RSQRT SQUARE ABS NEG EXP LOG FLOOR CEIL ELU "
-    "LEAKY_RELU SQUARED_DIFFERENCE RESHAPE EXPAND_DIMS SQUEEZE".split()
+IN_PLACE = _kinds(
+    "ADD SUB MUL DIV MAXIMUM MINIMUM RELU RELU6 RELU_N1_TO_1 LOGISTIC SOFTMAX GELU TANH HARD_SWISH SQRT RSQRT SQUARE ABS NEG EXP LOG FLOOR CEIL "
+    "ELU LEAKY_RELU SQUARED_DIFFERENCE RESHAPE EXPAND_DIMS SQUEEZE"
 )
 DELEGATED = (
     PACKED
     | PADS
     | IN_PLACE
-    | frozenset(
+    | _kinds(
         "AVERAGE_POOL_2D CONCATENATION DEPTH_TO_SPACE DEQUANTIZE MAX_POOL_2D MEAN PRELU QUANTIZE RESIZE_BILINEAR ROUND SIN COS SLICE SPACE_TO_DEPTH SPLIT "
-        "STRIDED_SLICE SUM TRANSPOSE".split()
+        "STRIDED_SLICE SUM TRANSPOSE"
     )
 )
 """What XNNPACK's delegate takes (``xnnpack_delegate.cc``)."""
 PAGE_BYTES = 4096
-RECORDS_BYTES, OPERATOR_BYTES, GRID_BYTES = 0, 0, 8
+RECORDS_BYTES, OPERATOR_BYTES, GRID_BYTES = 30_000, 1_800, 8
 """The runtime's records: of any file, of an operator, of one scale of a tensor. The first two were measured with version 2.3."""
 
 
@@ -43,7 +50,7 @@ def memory_plan(path: Path) -> MemoryPlan:
     """The plan of the file ``path``; see ``Target.memory_plan``.
 
     Raises:
-        UnsupportedError: ai-edge-litert, whose reader of such files it takes, is not installed.
+        UnsupportedError: ai-edge-litert, whose reader of such files it takes, is not installed; or the file has control flow.
         UserError: it is no ``.tflite`` file.
     """
     if importlib.util.find_spec("ai_edge_litert") is None:
@@ -52,6 +59,7 @@ def memory_plan(path: Path) -> MemoryPlan:
     if content[4:8] != b"TFL3":
         raise UserError(f"{path} is no .tflite file")
     file = FlatFile(content)
+    _refuse(file)
     ops = file.ops
     return MemoryPlan(
         weights_bytes=0,
@@ -62,13 +70,23 @@ def memory_plan(path: Path) -> MemoryPlan:
     )
 
 
+def _refuse(file: FlatFile) -> None:
+    """Raise UnsupportedError for what is not planned."""
+    try:
+        kinds = {op.kind for op in file.ops}
+    except TypeError as error:
+        raise UnsupportedError("the memory of this file is not planned", why=f"a tensor of a type that numpy does not have: {error}") from error
+    if kinds & CONTROL:
+        raise UnsupportedError("the memory of a file with control flow is not planned")
+
+
 def _arenas(file: FlatFile) -> int:
     """The interpreter's arena, and the workspace that the delegated parts share.
 
     Consecutive delegated operators are one part. A tensor that leaves its part lies in the interpreter's arena, as the file's inputs do from
     beginning to end; the others in the workspace.
     """
-    parts = [list(group) for delegated, group in groupby(file.ops, lambda op: op.kind in DELEGATED) for group in ([group] if delegated else ([op] for op in group))]
+    parts = list(_parts(file.ops))
     sizes = {t.index: _bytes(t) for t in file.tensors if t.data is None}
     made = {t.index: number for number, part in enumerate(parts) for op in part for t in op.outputs}
     read: dict[int, set[int]] = {}
@@ -83,6 +101,14 @@ def _arenas(file: FlatFile) -> int:
     whole = [arena.Step(tuple(t.index for op in part for t in op.inputs), tuple(t.index for op in part for t in op.outputs)) for part in parts]
     shared = (_workspace(part, {index: sizes[index] for index in inside}) for part in parts)
     return arena.greedy_by_size(arena.blocks(whole, outer, kept=inputs | outputs)) + max(shared, default=0)
+
+
+def _parts(ops: Iterable[Op]) -> Iterator[list[Op]]:
+    for delegated, group in groupby(ops, lambda op: op.kind in DELEGATED):
+        if delegated:
+            yield list(group)
+        else:
+            yield from ([op] for op in group)
 
 
 def _workspace(part: list[Op], sizes: dict[int, int]) -> int:
@@ -111,6 +137,14 @@ def _is_dynamic(op: Op) -> bool:
     return op.kind in PACKED and len(op.inputs) > 1 and op.inputs[1].dtype == np.int8 and op.inputs[0].dtype == np.float32
 
 
+def _scheme(op: Op) -> tuple[str, int]:
+    """How XNNPACK packs the weights, and bits of one: those of a convolution under a float activation it expands to float32."""
+    bits = 8 * op.inputs[1].dtype.itemsize
+    if _is_dynamic(op):
+        return ("float", 32) if op.kind in CONVOLUTIONS else ("dynamic", bits)
+    return ("static" if op.inputs[1].dtype == np.int8 else "float"), bits
+
+
 def _quantized_input(op: Op) -> int:
     return math.prod(op.inputs[0].shape) if _is_dynamic(op) else 0
 
@@ -119,8 +153,7 @@ def _packed(op: Op) -> int:
     if op.kind not in PACKED or len(op.inputs) < 2 or op.inputs[1].data is None:
         return 0
     weights = op.inputs[1]
-    scheme = "dynamic" if _is_dynamic(op) else "static" if weights.dtype == np.int8 else "float"
-    bits = 8 * weights.dtype.itemsize
+    scheme, bits = _scheme(op)
     if op.kind == "DEPTHWISE_CONV_2D":
         return packing.convolution_bytes(weights.shape[-1], 1, math.prod(weights.shape[1:3]), bits, scheme)
     outputs = weights.shape[0] if op.kind != "BATCH_MATMUL" else op.outputs[0].shape[-1]

@@ -9,6 +9,7 @@ from typing import ClassVar
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.fingerprint import file_hash
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.memory_types import MemoryPlan
 from edgesmith.compiler.profile.operator_types import Executed, Placement
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.simulate import DynamicGrid
@@ -49,6 +50,12 @@ class OnnxRuntime(Target):
             built_with=lower.versions(("torch", "onnx", "onnx-ir", "onnxscript", self.distribution)),
             diagnostics=diagnostics,
         )
+
+    def memory_plan(self, path: Path) -> MemoryPlan:
+        """Constants, and an arena that grows as the runtime's does; see memory.py."""
+        from edgesmith.targets.onnxruntime.memory import memory_plan
+
+        return memory_plan(path)
 
     def place(self, operators: Sequence[Executed]) -> tuple[Placement, ...]:
         """By kind, and by dtype in statically quantized files; see placement.py."""
