@@ -122,6 +122,8 @@ class Profiler:
     segment_ns = 1e6
     least_units, most_units = 8, 24
     """Where a segment ends, tensors are copied that otherwise are not, so segments are not short."""
+    most_idle = 32
+    """Methods that do nothing, between the parts, for what any call costs."""
     tolerance = 1e-3
     """Of the largest output: XNNPACK may fuse otherwise at the ends of segments."""
     most_bytes = 1e9
@@ -143,9 +145,10 @@ class Profiler:
         rest = [piece for piece in self._cut.pieces if piece not in self._full]
         self._phases = [self._full, *([p for p in rest if p.count == count] for count in range(max((p.count for p in rest), default=0), 0, -1))]
         self._methods = {piece.method: self._program.load_method(piece.method) for piece in self._cut.pieces}
-        self._idle = [(name, self._program.load_method(name)) for name in (pieces.EMPTY, pieces.NULL_DELEGATE)]
-        dummy = torch.zeros(1)
-        self._idle[1][1].set_inputs([dummy])
+        self._idle = [(name, self._program.load_method(name)) for _ in self._full[: self.most_idle] for name in (pieces.EMPTY, pieces.NULL_DELEGATE)]
+        number = [torch.zeros(1)]
+        for _, method in self._idle[1::2]:
+            method.set_inputs(number)
         self._ns: dict[str, list[float]] = {}
 
     def _most_units(self, size_bytes: int) -> int:
@@ -179,11 +182,11 @@ class Profiler:
         for key, tensor in zip(self._cut.outputs, wanted, strict=True):
             if not np.allclose(values[key].numpy(), tensor.numpy(), rtol=self.tolerance, atol=self.tolerance * float(tensor.abs().max()), equal_nan=True):
                 raise RuntimeError("the file's parts, run one by one, do not compute what the file computes")
-        self._time(self._idle)
         for phase in self._phases:
             for piece in phase:
                 self._methods[piece.method].set_inputs([values[key] for key in piece.inputs])
-            self._time([(piece.method, self._methods[piece.method]) for piece in phase])
+            methods = [(piece.method, self._methods[piece.method]) for piece in phase]
+            self._time(methods if phase is not self._full else _mixed(methods, self._idle))
 
     def _whole(self, given: list[Any]) -> list[Any]:
         """Run the whole file; its outputs."""
@@ -199,23 +202,25 @@ class Profiler:
             outputs = method.get_outputs()
             stamps.append((start, ready, done, clock()))
         for name, column in zip((_SET, _EXECUTE, _GET), np.diff(stamps, axis=1).T, strict=True):
-            self._note(name, column)
+            self._note(name, column[1:])
         return outputs
 
     def _time(self, methods: list[tuple[str, Any]]) -> None:
         """Run ``methods``, whose inputs are set, one after the other, some times over."""
         clock = time.perf_counter_ns
-        taken: list[list[int]] = [[] for _ in methods]
-        for _ in range(self.repeats):
-            for series, (_, method) in zip(taken, methods, strict=True):
+        taken: dict[str, list[int]] = {name: [] for name, _ in methods}
+        for repeat in range(self.repeats):
+            for name, method in methods:
                 start = clock()
                 method.execute()
-                series.append(clock() - start)
-        for (name, _), series in zip(methods, taken, strict=True):
+                stop = clock()
+                if repeat:
+                    taken[name].append(stop - start)
+        for name, series in taken.items():
             self._note(name, series)
 
     def _note(self, name: str, taken: Any) -> None:
-        self._ns.setdefault(name, []).append(float(np.median(taken[1:])))
+        self._ns.setdefault(name, []).append(float(np.median(taken)))
 
     def operators(self) -> list[dict[str, Any]]:
         """What ran, in order, and its nanoseconds in every run: its share of its segment's time over all runs, of the segment's time in that run."""
@@ -232,7 +237,7 @@ class Profiler:
     def _nothing(self, number: int) -> Any:
         """What a run of segment ``number`` costs that the file's own run has not got there: the call of a method, and of a delegate already called."""
         segment = self._cut.segments[number]
-        series = np.asarray(self._ns[self._idle[1 if segment.units[0].delegate and not segment.opens else 0][0]])
+        series = np.asarray(self._ns[self._idle[int(bool(segment.units[0].delegate) and not segment.opens)][0]])
         return series if number else np.zeros(len(series))
 
     def _paths(self, unit: Any) -> list[str]:
@@ -248,6 +253,12 @@ _SET, _EXECUTE, _GET = "set_inputs", "execute", "get_outputs"
 
 def _entry(name: str, kind: str, ns: Any, sources: list[str]) -> dict[str, Any]:
     return {"name": name, "kind": kind, "ns": [round(value) for value in ns], "sources": sources, "delegate": "", "dtype": ""}
+
+
+def _mixed(some: list[tuple[str, Any]], others: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Both lists in one, in their order, evenly."""
+    placed = [(place / len(items), item) for items in (some, others) for place, item in enumerate(items)]
+    return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
 def _shared(times: list[Any]) -> list[Any]:

@@ -2,7 +2,8 @@
 
 A unit is what is timed as one: a kernel, or the fewest operators of an XNNPACK delegate that can be parted from the others. A segment is a
 kernel or some consecutive units of one delegate. A piece runs the first few units of a segment: it reads the tensors that enter the segment
-and writes those that leave the piece. Constants stay where the file has them.
+and writes those that leave the piece. Constants stay where the file has them; every other tensor has a place of its own in memory, because
+the runtime lets all methods of a program share one memory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .flatfile import Row, Schema
 from .ptefile import PteFile, method_row
@@ -25,6 +25,8 @@ NO_HANDLE = 65535
 """The debug handle of operators that XNNPACK's lowering inserted."""
 _ALIGNMENT = 64
 _MEMORY = 1
+_VIEW = "executorch_prim::et_view"
+"""A kernel whose result is its argument, where that is."""
 _FLOAT = 6
 _ITEM_BYTES = {0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 2, 6: 4, 7: 8, 11: 1, 15: 2}
 """Bytes of an element, by the runtime's ScalarType code."""
@@ -93,6 +95,28 @@ def cut(content: bytes, package: Path, segments: int, least: int, most: int) -> 
 
 
 @dataclass
+class _Memory:
+    """Places of tensors, one after the other."""
+
+    size: int = 0
+    starts: dict[Key, int] = field(default_factory=dict)
+
+    def placed(self, key: Key, value: Row) -> Row:
+        """``value``, a tensor, at the place of ``key``."""
+        tensor = value["val"]
+        if key not in self.starts:
+            self.starts[key] = self.size
+            self.size += -(-math.prod(tensor["sizes"]) * _ITEM_BYTES[tensor["scalar_type"]] // _ALIGNMENT) * _ALIGNMENT
+        start = self.starts[key]
+        info = {"memory_id": _MEMORY, "memory_offset_low": start & 0xFFFFFFFF, "memory_offset_high": start >> 32}
+        return {**value, "val": {**tensor, "allocation_info": info}}
+
+    def share(self, view: Key, of: Key) -> None:
+        """Give ``view`` the place of tensor ``of``."""
+        self.starts[view] = self.starts[of]
+
+
+@dataclass
 class _Cutter:
     file: PteFile
     xnnpack: Schema
@@ -101,6 +125,7 @@ class _Cutter:
     pieces: list[Piece] = field(default_factory=list)
     methods: list[Row] = field(default_factory=list)
     blobs: list[bytes] = field(default_factory=list)
+    memory: _Memory = field(default_factory=_Memory)
 
     def __post_init__(self) -> None:
         self._plan = self.file.method(METHOD)
@@ -125,10 +150,11 @@ class _Cutter:
             if kind not in steps:
                 raise ValueError(f"a file with control flow ({kind}) cannot be cut into pieces")
             steps[kind](number, call)
-        self._add_delegate(NULL_DELEGATE, [_tensor(_FLOAT, [1])] * 2, [0], [1], {"id": XNNPACK, "compile_specs": []}, copy_of_one_number(self.xnnpack))
+        numbers = [self.memory.placed((-1, i), _tensor(_FLOAT, [1])) for i in (0, 1)]
+        self._add_delegate(NULL_DELEGATE, numbers, [0], [1], {"id": XNNPACK, "compile_specs": []}, copy_of_one_number(self.xnnpack))
         self.methods.append(method_row(EMPTY, [], [], [], []))
-        data = [{"data": blob} for blob in self.blobs]
-        program = {**self.file.program, "execution_plan": self.methods, "backend_delegate_data": data}
+        plans = [{**method, "non_const_buffer_sizes": [0, self.memory.size]} for method in self.methods]
+        program = {**self.file.program, "execution_plan": plans, "backend_delegate_data": [{"data": blob} for blob in self.blobs]}
         content = PteFile(program, self.file.segments, self.file.schema).written()
         inputs, outputs = (tuple((i,) for i in self._plan[side]) for side in ("inputs", "outputs"))
         return Cut(content, tuple(self.segments), tuple(self.pieces), inputs, outputs)
@@ -143,22 +169,29 @@ class _Cutter:
         inputs = [i for i in tensors if i in self._known - self._constants]
         self._known |= set(outputs)
         place = {index: position for position, index in enumerate(used)}
-        values, memory = _placed([_renumbered(self._values[i], place) for i in used])
+        if operator["name"] == _VIEW:
+            self.memory.share((outputs[0],), (inputs[0],))
+        values = [self._placed(i) if i in tensors else _renumbered(self._values[i], place) for i in used]
         call = {"op_index": 0, "args": [place[i] for i in call["args"]]}
         name = f"piece_{len(self.methods)}"
         method = method_row(name, values, [place[i] for i in inputs], [place[i] for i in outputs], [("KernelCall", call)])
-        self.methods.append({**method, "operators": [operator], "non_const_buffer_sizes": memory})
+        self.methods.append({**method, "operators": [operator]})
         kind = ".".join(filter(None, (operator["name"], operator.get("overload"))))
         unit = Unit(number, kind, self._values[outputs[0]]["val"]["scalar_type"])
         self.segments.append(Segment((unit,), opens=False))
         self.pieces.append(Piece(name, len(self.segments) - 1, 1, tuple((i,) for i in inputs), tuple((i,) for i in outputs)))
 
+    def _placed(self, index: int) -> Row:
+        value = self._values[index]
+        return value if index in self._constants else self.memory.placed((index,), value)
+
     def _reached(self, indices: Iterable[int]) -> Iterator[int]:
+        """Values that ``indices`` refer to, also by lists, whose items the runtime wants first."""
         for index in indices:
-            yield index
             value = self._values[index]
             if value["val_type"] in _LISTS:
                 yield from (i for i in value["val"]["items"] if i >= 0)
+            yield index
 
     def _delegate(self, number: int, call: Row) -> None:
         self._known |= set(call["args"])
@@ -177,8 +210,9 @@ class _Cutter:
         rows: list[Row] = []
         for identifier in (*entering, *leaving):
             outer = graph.outer(identifier)
-            keys.append((number, identifier) if outer is None else (arguments[outer],))
-            rows.append(_tensor(*graph.shape(identifier)) if outer is None else self._values[arguments[outer]])
+            key = (number, identifier) if outer is None else (arguments[outer],)
+            keys.append(key)
+            rows.append(self.memory.placed(key, _tensor(*graph.shape(identifier))) if outer is None else self._placed(arguments[outer]))
         inputs = [place for place, key in enumerate(keys[: len(entering)]) if len(key) > 1 or key[0] not in self._constants]
         outputs = list(range(len(entering), len(keys)))
         name = f"piece_{len(self.methods)}"
@@ -186,10 +220,9 @@ class _Cutter:
         self.pieces.append(Piece(name, len(self.segments) - 1, count, tuple(keys[i] for i in inputs), tuple(keys[i] for i in outputs)))
 
     def _add_delegate(self, name: str, rows: list[Row], inputs: list[int], outputs: list[int], delegate: Row, blob: bytes) -> None:
-        values, memory = _placed(rows)
-        method = method_row(name, values, inputs, outputs, [("DelegateCall", {"delegate_index": 0, "args": list(range(len(rows)))})])
+        method = method_row(name, rows, inputs, outputs, [("DelegateCall", {"delegate_index": 0, "args": list(range(len(rows)))})])
         moved = {**delegate, "processed": {"location": 0, "index": len(self.blobs)}}
-        self.methods.append({**method, "delegates": [moved], "non_const_buffer_sizes": memory})
+        self.methods.append({**method, "delegates": [moved]})
         self.blobs.append(blob)
 
 
@@ -215,31 +248,3 @@ def _renumbered(value: Row, place: dict[int, int]) -> Row:
 def _tensor(scalar_type: int, sizes: list[int]) -> Row:
     tensor = {"scalar_type": scalar_type, "sizes": sizes, "dim_order": bytes(range(len(sizes))), "shape_dynamism": _DYNAMIC_BOUND}
     return {"val_type": "Tensor", "val": tensor}
-
-
-def _placed(values: list[Row]) -> tuple[list[Row], list[int]]:
-    """The values with their tensors one after the other in memory, and the sizes of memories; tensors that shared a place still do (views)."""
-    places = [_place(number, value) for number, value in enumerate(values)]
-    sizes: dict[Any, int] = {}
-    for place, value in zip(places, values, strict=True):
-        if place is not None:
-            tensor = value["val"]
-            sizes[place] = max(sizes.get(place, 1), math.prod(tensor["sizes"]) * _ITEM_BYTES[tensor["scalar_type"]])
-    starts, end = {}, 0
-    for place, size in sizes.items():
-        starts[place] = end
-        end += math.ceil(size / _ALIGNMENT) * _ALIGNMENT
-    moved = [value if place is None else _at(value, starts[place]) for value, place in zip(values, places, strict=True)]
-    return moved, [0, end]
-
-
-def _place(number: int, value: Row) -> Any:
-    """Where in memory the file has value ``number``; itself if it has no place yet, None for constants and what is no tensor."""
-    if value["val_type"] != "Tensor" or value["val"].get("data_buffer_idx"):
-        return None
-    return tuple(value["val"].get("allocation_info", {"number": number}).items())
-
-
-def _at(value: Row, offset: int) -> Row:
-    info = {"memory_id": _MEMORY, "memory_offset_low": offset & 0xFFFFFFFF, "memory_offset_high": offset >> 32}
-    return {**value, "val": {**value["val"], "allocation_info": info}}
