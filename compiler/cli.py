@@ -103,8 +103,9 @@ def check(file: Path, targets: tuple[str, ...], overrides: tuple[str, ...]) -> i
 @click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="Limit of the 90th percentile of one call.")
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="Limit of the dirty memory that the model adds to its process.")
 @click.option("--operators", is_flag=True, help="Also time every operator: by source module, with what is not on the fast path.")
+@click.option("--official", is_flag=True, help="Time as MLPerf Mobile's single-stream scenario does: 1 024 queries and 60 s at least, every one counted.")
 @_JSON
-def profile(artifact: Path, threads: int, latency_ms: float | None, memory_mb: float | None, operators: bool, as_json: bool) -> int:
+def profile(artifact: Path, *, threads: int, latency_ms: float | None, memory_mb: float | None, operators: bool, official: bool, as_json: bool) -> int:
     """Measure ARTIFACT (.onnx, .tflite, .pte).
 
     It runs in fresh processes; with limits, the exit code is the verdict.
@@ -117,7 +118,7 @@ def profile(artifact: Path, threads: int, latency_ms: float | None, memory_mb: f
     from edgesmith.compiler.report_operators import OperatorsReport, category_rows, headline, operator_rows
 
     budget = Budget(latency_ms=latency_ms, memory_mb=memory_mb)
-    measured = measure(artifact, threads=threads, budget=budget)
+    measured = measure(artifact, threads=threads, budget=budget, official=official)
     findings = judge(budget, measured, artifact.stat().st_size)
     timed = OperatorsReport.of(profile_operators(artifact, threads=threads)) if operators else None
     if as_json:

@@ -117,6 +117,7 @@ def profile_data(artifact: Path, profile: Profile, findings: Sequence[Finding], 
         "runtime_version": profile.runtime_version,
         "latency_ms": dataclasses.asdict(LatencyReport.of(profile, findings)),
         "memory_mb": None if profile.memory is None else dataclasses.asdict(MemoryReport.of(profile.memory)),
+        "kept": profile.kept,
         "load_ms": profile.load_ms,
         "environment": dict(profile.environment),
         "findings": [{**dataclasses.asdict(f), "verdict": f.verdict.value} for f in findings],
@@ -139,6 +140,8 @@ def profile_rows(profile: Profile) -> Rows:
     for percentile in PERCENTILES:
         found = profile.latency_ms(percentile)
         rows.append((f"latency p{percentile}", f"{found.value:.3f} ms", f"{found.low:.3f} to {found.high:.3f}"))
+    disturbed = f"{1 - profile.kept:.0%} of all were disturbed by other processes" if profile.kept < 1 else ""
+    rows.append(("calls", f"{len(profile.samples_ns)} in {len(set(profile.rounds))} processes", disturbed))
     rows.append(("load", f"{profile.load_ms:.1f} ms", ""))
     if profile.memory is not None:
         rows += memory_rows(profile.memory)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgesmith.compiler.passbase import PassContext as PassContext
     from edgesmith.compiler.passbase import PassResult as PassResult
     from edgesmith.compiler.pipeline import Pipeline as Pipeline
+    from edgesmith.compiler.profile.protocol import compare as compare
     from edgesmith.compiler.profile.protocol import measure as measure
     from edgesmith.compiler.quantplan import QuantPlan as QuantPlan
     from edgesmith.compiler.quantplan import Scheme as Scheme
@@ -62,6 +63,7 @@ _HOME = {
     "UserError": "compiler.errors",
     "Verdict": "compiler.budget",
     "build": "compiler.build",
+    "compare": "compiler.profile.protocol",
     "measure": "compiler.profile.protocol",
     "remove": "compiler.axes",
     "targets": "targets",

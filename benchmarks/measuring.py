@@ -1,0 +1,244 @@
+"""How far the measuring instrument can be trusted: ``python benchmarks/measuring.py [SECTION]... [--count N] [--idle]``.
+
+Sections: ``same`` (a file against itself), ``five`` and ``two`` (against itself made 5 % and 2 % slower), ``width`` (interval of the median of a model
+of about 10 ms within 60 s), ``own`` (against the runtimes' own loops, and what a call costs beyond them), ``verdicts`` (budgets around the true value).
+All but ``own`` run beside a load that comes and goes, unless ``--idle`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgesmith import Model, compare, measure
+from edgesmith.compiler import registry
+from edgesmith.compiler.budget import Budget, Verdict
+from edgesmith.compiler.profile.comparison import Difference
+from edgesmith.compiler.profile.devices import environment
+from edgesmith.compiler.profile.verdicts import judge
+from edgesmith.compiler.target import Target
+
+LIMIT_S = 12.0
+TARGETS = ("onnxruntime", "litert", "executorch")
+SECTIONS = ("same", "five", "two", "width", "own", "verdicts")
+SHARES = {"same": 0.0, "five": 0.05, "two": 0.02}
+
+
+def network(width: int, layers: int) -> Model:
+    """A convolutional network with a residual path; random weights, so that nothing needs to be trained."""
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.second(torch.relu(self.first(x)))
+
+    stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
+    module = nn.Sequential(stem, *(Block() for _ in range(layers)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+    return Model.from_module(module, (torch.randn(2, 3, 64, 64),))
+
+
+def slowed(target: Target) -> Target:
+    """``target`` with the runner that waits after every call."""
+    return type("Slowed", (type(target),), {"runner": Path(__file__).with_name("slowed_runner.py")})()
+
+
+def slower(file: Path, target: Target, share: float) -> Path:
+    """A copy of ``file`` that takes ``share`` longer."""
+    folder = file.parent / f"slower_{share:g}"
+    folder.mkdir(exist_ok=True)
+    copy = folder / file.name
+    shutil.copyfile(file, copy)
+    Path(f"{copy}.slowed").write_text(json.dumps({"runner": str(target.runner), "share": share}))
+    return copy
+
+
+def _busy(seed: int) -> None:
+    """Spin and sleep by turns, one second each on average."""
+    rng = random.Random(seed)
+    data = np.random.default_rng(0).standard_normal(1 << 16)
+    while True:
+        end = time.monotonic() + rng.expovariate(1.0)
+        while time.monotonic() < end:
+            np.sort(data)
+        time.sleep(rng.expovariate(1.0))
+
+
+@contextmanager
+def load(wanted: bool) -> Iterator[None]:
+    """A background load that comes and goes: a process that is busy half of the time."""
+    process = multiprocessing.get_context("spawn").Process(target=_busy, args=(0,), daemon=True)
+    if wanted:
+        process.start()
+    try:
+        yield
+    finally:
+        if wanted:
+            process.kill()
+            process.join()
+
+
+def known_ratio(section: str, files: dict[str, Path], count: int) -> None:
+    """Compare a file with itself made slower by a known share, ``count`` times, the runtimes in turn."""
+    share = SHARES[section]
+    found, covered, widths, seconds = [], [], [], []
+    names = ("onnxruntime", "litert")
+    pairs = {name: (slower(files[name], registry.target(name), 0.0), slower(files[name], registry.target(name), share)) for name in names}
+    for number in range(count):
+        name = names[number % len(names)]
+        base, new = pairs[name]
+        began = time.monotonic()
+        comparison = compare((base, new), target=slowed(registry.target(name)), limit_s=LIMIT_S)
+        seconds.append(time.monotonic() - began)
+        ratio = comparison.ratio()
+        found.append(comparison.difference())
+        covered.append(ratio.low <= 1 + share <= ratio.high)
+        widths.append(ratio.high / ratio.value - 1)
+        print(f"{section} {number + 1}/{count} {name}: {ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}] {found[-1].value}", file=sys.stderr, flush=True)
+    words = {word: sum(difference is word for difference in found) for word in Difference}
+    print(
+        f"| {section}: ratio {1 + share:g} | {count} | "
+        + ", ".join(f"{words[word]} {word.value}" for word in Difference)
+        + f" | {np.mean(covered):.1%} | {np.median(widths):.2%} | {np.median(seconds):.1f} s |"
+    )
+
+
+def width(files: dict[str, Path]) -> None:
+    """Half width of the median's interval within 60 s."""
+    for name in TARGETS:
+        began = time.monotonic()
+        profile = measure(files[name], limit_s=60.0)
+        p50 = profile.latency_ms(50)
+        half = max(p50.high - p50.value, p50.value - p50.low) / p50.value
+        print(f"| {name} | {p50.value:.2f} ms | {half:.2%} | {profile.kept:.0%} | {time.monotonic() - began:.0f} s |")
+
+
+def verdicts(files: dict[str, Path], count: int) -> None:
+    """Budgets within 10 % of the true value: how many that were MET does a measurement ten times as long refute?"""
+    rng = random.Random(0)
+    tally = dict.fromkeys(Verdict, 0)
+    refuted = 0
+    for name in TARGETS:
+        long = measure(files[name], limit_s=120.0)
+        for _ in range(count // len(TARGETS)):
+            budget = Budget(latency_ms=long.latency_ms(90).value * rng.uniform(0.9, 1.1))
+            (finding,) = judge(budget, measure(files[name], budget=budget, limit_s=LIMIT_S), None)
+            tally[finding.verdict] += 1
+            if finding.verdict is Verdict.MET:
+                refuted += judge(budget, measure(files[name], budget=budget, limit_s=10 * LIMIT_S), None)[0].verdict is Verdict.MISSED
+    print(f"| {sum(tally.values())} | " + ", ".join(f"{tally[v]} {v.value}" for v in Verdict) + f" | {refuted} |")
+
+
+def _bare_loop(name: str, file: Path) -> tuple[Callable[[], object], object]:
+    """One call in this process, written as the runtime's own documentation does, with no code of ours."""
+    if name == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        feed = {i.name: np.random.default_rng(0).standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
+        return lambda: session.run(None, feed), session
+    if name == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_path=str(file), num_threads=1)
+        interpreter.allocate_tensors()
+        (detail,) = interpreter.get_input_details()
+        (out,) = interpreter.get_output_details()
+        value = np.random.default_rng(0).standard_normal(detail["shape"]).astype(np.float32)
+
+        def call() -> object:
+            interpreter.set_tensor(detail["index"], value)
+            interpreter.invoke()
+            return interpreter.get_tensor(out["index"])
+
+        return call, interpreter
+    from executorch.extension.pybindings import _portable_lib
+
+    _portable_lib._unsafe_reset_threadpool(1)
+    program = _portable_lib._load_program(str(file))
+    method = program.load_method("forward")
+    value = torch.randn(tuple(method.method_meta().input_tensor_meta(0).sizes()))
+    return lambda: method([value]), (program, method)
+
+
+def _own(name: str, file: str, seconds: float, core: int, result: multiprocessing.connection.Connection) -> None:
+    import os
+
+    os.sched_setaffinity(0, {core})
+    call, _ = _bare_loop(name, Path(file))
+    times = []
+    for _ in range(20):
+        call()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter_ns()
+        call()
+        times.append(time.perf_counter_ns() - began)
+    result.send(float(np.median(times)) / 1e6)
+
+
+def own(files: dict[str, Path], tiny: dict[str, Path]) -> None:
+    """Ours against a bare loop of the runtime's own, taking turns; and the difference in microseconds on a model that does next to nothing."""
+    context = multiprocessing.get_context("spawn")
+    for name in TARGETS:
+        for what, file in (("10 ms", files[name]), ("tiny", tiny[name])):
+            ratios, differences = [], []
+            for _ in range(5):
+                profile = measure(file, limit_s=4.0)
+                core = int(profile.environment["pinned_cores"])
+                here, there = context.Pipe()
+                process = context.Process(target=_own, args=(name, str(file), 2.0, core, there))
+                process.start()
+                bare_ms = here.recv()
+                process.join()
+                ours_ms = profile.latency_ms(50).value
+                ratios.append(ours_ms / bare_ms)
+                differences.append((ours_ms - bare_ms) * 1e3)
+            print(f"| {name} | {what} | {ours_ms:.4g} ms | {np.median(ratios) - 1:+.1%} | {np.median(differences):+.1f} us |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--count", type=int, default=200, help="comparisons, and budgets")
+    parser.add_argument("--idle", action="store_true", help="no background load")
+    wanted = parser.parse_args()
+    print(", ".join(f"{key}: {value}" for key, value in environment().items()))
+    with tempfile.TemporaryDirectory(prefix="edgesmith-measuring-") as folder:
+        made: dict[str, dict[str, Path]] = {}
+        for size, model in {"two_ms": network(32, 3), "ten_ms": network(48, 7), "tiny": network(4, 1)}.items():
+            place = Path(folder) / size
+            place.mkdir()
+            made[size] = {name: registry.target(name).lower(model, place).path for name in TARGETS}
+        for section in wanted.sections:
+            with load(not wanted.idle and section != "own"):
+                if section in SHARES:
+                    known_ratio(section, made["two_ms"], wanted.count)
+                elif section == "width":
+                    width(made["ten_ms"])
+                elif section == "own":
+                    own(made["ten_ms"], made["tiny"])
+                else:
+                    verdicts(made["two_ms"], wanted.count)
+
+
+if __name__ == "__main__":
+    main()
