@@ -258,68 +258,105 @@ class _Node(NamedTuple):
 
 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 _SOURCE = "edgesmith.source"
 _INHERITANCE_STEPS = 4
+
+
+class _Tracing:
+    """Finds which nodes of the ``original`` graph each node of the ``optimised`` one computes.
+
+    An optimised node is identified with the original tensors that it gives: by their names, or by its own, which the runtime's fusions derive from a
+    node or a tensor that they replace. It computes the nodes from those tensors back to tensors that are identified with others.
+    """
+
+    def __init__(self, original: Sequence[_Node], optimised: Sequence[_Node]) -> None:
+        self.original, self.optimised = original, optimised
+        self.producer = {tensor: number for number, node in enumerate(original) for tensor in node.outputs}
+        self.readers, self.optimised_readers = _readers(original), _readers(optimised)
+        self.makers = {tensor: number for number, node in enumerate(optimised) for tensor in node.outputs}
+        by_name = {node.name: node.outputs for node in original}
+        exact = [[t for t in node.outputs if t in self.producer] for node in optimised]
+        self.given = [tensors or self._named_after(node.name, by_name) for node, tensors in zip(optimised, exact, strict=True)]
+        self.owner = {tensor: number for number, tensors in enumerate(self.given) for tensor in tensors}
+        for number, tensors in enumerate(exact):
+            if not tensors:
+                self._extend(number)
+
+    def _named_after(self, name: str, by_name: dict[str, list[str]]) -> list[str]:
+        """The results of the original node, or the original tensor, with whose name ``name`` begins; the longest such."""
+        for end in range(len(name), 0, -1):
+            if end == len(name) or name[end] in "/_":
+                if name[:end] in by_name:
+                    return by_name[name[:end]]
+                if name[:end] in self.producer:
+                    return [name[:end]]
+        return []
+
+    def _extend(self, number: int) -> None:
+        """A fusion may be named after its first node: follow the tensor through what nobody else has and only this node can have computed."""
+        added = False
+        while len(self.given[number]) == 1 and len(self.readers.get(self.given[number][0], ())) == 1:
+            (tensor,) = self.given[number]
+            follower = self.original[self.readers[tensor][0]]
+            others = [t for t in follower.inputs if t in self.producer and t != tensor]
+            same = not others and follower.source == self.original[self.producer[tensor]].source
+            activates = added and not others and follower.kind in _ACTIVATIONS
+            adds = bool(others) and self._reads_alone(number, others)
+            if any(t in self.owner for t in follower.outputs) or not (same or activates or adds):
+                return
+            added = added or adds
+            self.given[number] = follower.outputs
+            self.owner.update(dict.fromkeys(follower.outputs, number))
+
+    def _reads_alone(self, number: int, tensors: Sequence[str]) -> bool:
+        """Whether the optimised node reads ``tensors``, and no reader of its own results does."""
+        node = self.optimised[number]
+        owners = {self.owner.get(tensor, -1) for tensor in tensors}
+        further = {reader for tensor in node.outputs for reader in self.optimised_readers.get(tensor, ())}
+        return owners <= self._sources_of(node) and not any(owners & self._sources_of(self.optimised[reader]) for reader in further)
+
+    def _sources_of(self, node: _Node) -> set[int]:
+        return {self.makers[tensor] for tensor in node.inputs if tensor in self.makers}
+
+    def computed(self, number: int) -> list[_Node]:
+        """The original nodes that the optimised node computes, in order; conversions only where there is nothing else."""
+        borders = {tensor for tensor in self.optimised[number].inputs if tensor in self.producer}
+        reached: set[int] = set()
+        waiting = [self.producer[tensor] for tensor in self.given[number]]
+        while waiting:
+            found = waiting.pop()
+            if found not in reached:
+                reached.add(found)
+                inputs = (t for t in self.original[found].inputs if t in self.producer and t not in borders)
+                waiting += [self.producer[t] for t in inputs if self.owner.get(t, number) == number]
+        nodes = [self.original[found] for found in sorted(reached)]
+        return [node for node in nodes if node.kind not in _CONVERSIONS] or nodes
 
 
 def _sources(original: Sequence[_Node], optimised: Sequence[_Node]) -> dict[str, list[str]]:
     """Name of an optimised node -> source paths of what it computes of the original graph.
 
-    Each optimised node is identified with the original tensors that it gives: by their names, or by its own, which the runtime's fusions derive from a
-    node or a tensor that they replace. It computes the nodes from those tensors back to tensors that are identified with others. What
-    the runtime adds on its own (layout copies, reshapes) belongs to the node that reads it, else to the one that it reads.
+    What the runtime adds on its own (layout copies, reshapes) belongs to the node that reads it, else to the one that it reads.
     """
     if not any(node.source for node in original):
         return {}
-    producer = {tensor: number for number, node in enumerate(original) for tensor in node.outputs}
-    by_name = {node.name: node for node in original}
-    given = [[t for t in node.outputs if t in producer] or _named_after(node.name, by_name, producer) for node in optimised]
-    taken = {tensor for tensors in given for tensor in tensors}
-    found: dict[str, list[str]] = {}
-    for node, tensors in zip(optimised, given, strict=True):
-        covered = sorted(_cone(tensors, taken.union(node.inputs), original, producer))
-        computing = [n for n in covered if original[n].kind not in _CONVERSIONS] or covered
-        paths = [original[n].source for n in computing if original[n].source]
-        if paths:
-            found[node.name] = list(dict.fromkeys(paths))
-    return _inherited(found, optimised)
-
-
-def _named_after(name: str, by_name: dict[str, _Node], producer: dict[str, int]) -> list[str]:
-    """The results of the original node, or the original tensor, with whose name ``name`` begins; the longest such."""
-    for end in range(len(name), 0, -1):
-        if end == len(name) or name[end] in "/_":
-            if name[:end] in by_name:
-                return by_name[name[:end]].outputs
-            if name[:end] in producer:
-                return [name[:end]]
-    return []
-
-
-def _cone(tensors: Sequence[str], borders: set[str], original: Sequence[_Node], producer: dict[str, int]) -> set[int]:
-    """Numbers of the original nodes that ``tensors`` are computed by, from ``borders`` on."""
-    reached: set[int] = set()
-    waiting = [producer[tensor] for tensor in tensors]
-    while waiting:
-        number = waiting.pop()
-        if number not in reached:
-            reached.add(number)
-            waiting += [producer[t] for t in original[number].inputs if t in producer and t not in borders]
-    return reached
-
-
-def _inherited(found: dict[str, list[str]], optimised: Sequence[_Node]) -> dict[str, list[str]]:
-    makers = {tensor: node.name for node in optimised for tensor in node.outputs}
-    readers: dict[str, list[str]] = {}
-    for node in optimised:
-        for tensor in node.inputs:
-            readers.setdefault(tensor, []).append(node.name)
+    tracing = _Tracing(original, optimised)
+    found = {node.name: list(dict.fromkeys(n.source for n in tracing.computed(number) if n.source)) for number, node in enumerate(optimised)}
     for _ in range(_INHERITANCE_STEPS):
         for node in optimised:
-            near = [name for tensor in node.outputs for name in readers.get(tensor, ())] + [makers[t] for t in node.inputs if t in makers]
-            heir = next((name for name in near if name in found), None)
-            if node.name not in found and heir is not None:
-                found[node.name] = found[heir]
+            near = [optimised[number].name for tensor in node.outputs for number in tracing.optimised_readers.get(tensor, ())]
+            near += [optimised[tracing.makers[tensor]].name for tensor in node.inputs if tensor in tracing.makers]
+            found[node.name] = found[node.name] or next((found[name] for name in near if found[name]), [])
+    return found
+
+
+def _readers(nodes: Sequence[_Node]) -> dict[str, list[int]]:
+    """Tensor -> numbers of the nodes that read it."""
+    found: dict[str, list[int]] = {}
+    for number, node in enumerate(nodes):
+        for tensor in node.inputs:
+            found.setdefault(tensor, []).append(number)
     return found
 
 
