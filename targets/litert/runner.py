@@ -176,7 +176,7 @@ class Profiler:
         """What ran, in order, with its nanoseconds in every run. ``name``: the operators of the file that it computes, and the dtype it gives."""
         self._compiled.close()
         nanoseconds = np.stack(self._readings_us, axis=1).astype(np.int64) * 1000
-        delegated = np.array([event.delegated for event in self._events])
+        delegated = np.array([event.delegated for event in self._events], dtype=bool)
         nanoseconds[delegated] += self._cut_off_ns(nanoseconds, int(delegated.sum()))
         return [
             {
