@@ -6,7 +6,9 @@ else its dtype needs. Other widths differ by the padding of the last columns alo
 
 from __future__ import annotations
 
-COLUMNS = 16
+COLUMNS, FEW_COLUMNS = 16, 8
+DEPTHWISE_TAPS = 25
+"""The most pixels that a depthwise kernel has; larger convolutions run as one matrix per channel, in kernels of a few columns."""
 POINTER_BYTES = 8
 BIAS_BYTES = SCALE_BYTES = SUM_BYTES = 4
 PAGE_BYTES, OWN_PAGES_FROM = 4096, 128 << 10
@@ -16,7 +18,8 @@ PER_CHANNEL_BYTES = {"float": BIAS_BYTES, "static": BIAS_BYTES + SCALE_BYTES, "d
 
 def matrix_bytes(outputs: int, depth: int, item_bits: int, scheme: str) -> int:
     """Packed weights [outputs, depth]; ``scheme``: "float", "static" or "dynamic"."""
-    columns = -(-outputs // COLUMNS) * COLUMNS
+    width = COLUMNS if outputs > 1 else FEW_COLUMNS
+    columns = -(-outputs // width) * width
     return columns * (depth * item_bits // 8 + PER_CHANNEL_BYTES[scheme])
 
 
@@ -25,7 +28,7 @@ def convolution_bytes(groups: int, outputs: int, depth: int, item_bits: int, sch
 
     A depthwise one (one input and one output channel per group) is packed as one matrix whose rows are the groups.
     """
-    if groups > 1 and outputs == 1:
+    if groups > 1 and outputs == 1 and depth <= DEPTHWISE_TAPS:
         return matrix_bytes(groups, depth, item_bits, scheme)
     return groups * matrix_bytes(outputs, depth, item_bits, scheme)
 
@@ -38,7 +41,7 @@ def indirection_bytes(kernel: tuple[int, int], stride: tuple[int, int], output: 
     height, width = kernel
     if kernel == (1, 1) and stride == (1, 1):
         return 0
-    if not depthwise:
+    if not depthwise or height * width > DEPTHWISE_TAPS:
         return POINTER_BYTES * height * width * output[0] * output[1]
     step = height * width + (output[1] - 1) * min(stride[1], width) * height
     return POINTER_BYTES * output[0] * step

@@ -36,8 +36,8 @@ SMALL_BYTES = 1024
 """Constants up to this size may be shapes, which shape inference reads."""
 BYTES_PER_CHUNK_RECORD = 32
 """The arena keeps 8 bytes for every 256 that it reserves."""
-RECORDS_BYTES, NODE_BYTES = 120_000, 3_000
-"""The runtime's records: of any file, of a node of the file. Measured with version 1.31."""
+RECORDS_BYTES, NODE_BYTES, CONSTANT_BYTES = 120_000, 1_600, 2_600
+"""The runtime's records: of any file, of a node of the file, of a constant. Measured with version 1.31."""
 
 
 def memory_plan(path: Path) -> MemoryPlan:
@@ -64,7 +64,7 @@ def memory_plan(path: Path) -> MemoryPlan:
         weights_bytes=sum(map(packing.allocated, kept)),
         packed_bytes=sum(packing.allocated(graph.constants[name] + sums) for name, sums in packed.items()),
         arena_bytes=_arena_bytes(graph),
-        runtime_bytes=RECORDS_BYTES + NODE_BYTES * len(graph.nodes),
+        runtime_bytes=RECORDS_BYTES + NODE_BYTES * len(graph.nodes) + CONSTANT_BYTES * len(graph.constants),
         mapped_bytes=0,
     )
 
