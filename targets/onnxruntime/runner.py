@@ -342,9 +342,11 @@ def _sources(original: Sequence[_Node], optimised: Sequence[_Node]) -> dict[str,
     if not any(node.source for node in original):
         return {}
     tracing = _Tracing(original, optimised)
-    found = {node.name: list(dict.fromkeys(n.source for n in tracing.computed(number) if n.source)) for number, node in enumerate(optimised)}
+    computed = [tracing.computed(number) for number in range(len(optimised))]
+    found = {node.name: list(dict.fromkeys(n.source for n in nodes if n.source)) for node, nodes in zip(optimised, computed, strict=True)}
+    added = [node for node, nodes in zip(optimised, computed, strict=True) if not nodes]
     for _ in range(_INHERITANCE_STEPS):
-        for node in optimised:
+        for node in added:
             near = [optimised[number].name for tensor in node.outputs for number in tracing.optimised_readers.get(tensor, ())]
             near += [optimised[tracing.makers[tensor]].name for tensor in node.inputs if tensor in tracing.makers]
             found[node.name] = found[node.name] or next((found[name] for name in near if found[name]), [])
