@@ -109,7 +109,7 @@ class BudgetTable(_Table):
 
     latency_ms: Positive | None = Field(default=None, description="Milliseconds for one sample, at 'percentile'.")
     percentile: Percentile | None = Field(default=None, description="Which percentile of the latencies must be inside latency_ms: 90 if left out.")
-    memory_mb: Positive | None = Field(default=None, description="Increase of peak resident memory by the model, in MB.")
+    memory_mb: Positive | None = Field(default=None, description="Private dirty memory that the model adds to its process, in MB.")
     size_mb: Positive | None = Field(default=None, description="Size of the artifact's file, in MB.")
 
 
