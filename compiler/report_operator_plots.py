@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgesmith.compiler.profile.operator_types import Category, OperatorTime
-from edgesmith.compiler.report_plots import FONT_PT, INK, MARGIN_IN, ROW_IN, SERIES, SERIES_COLOURS, rows, svg
+from edgesmith.compiler.report_plots import FONT_PT, INK, LABEL_CHARACTERS, MARGIN_IN, ROW_IN, SERIES, SERIES_COLOURS, rows, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,10 +57,15 @@ def by_module(report: Report) -> str | None:
         for order, (name, found) in enumerate(times.items()):
             places = [row + (order - (len(times) - 1) / 2) * height for row in range(len(dearest))]
             axes.barh(places, [found.get(m, 0.0) for m in dearest], height=height, color=SERIES_COLOURS[numbers[name] % SERIES], label=name, zorder=3)
-        rows(axes, dearest, max(max(found.values(), default=0.0) for found in times.values()), "ms")
+        rows(axes, [_end(module) for module in dearest], max(max(found.values(), default=0.0) for found in times.values()), "ms")
         axes.legend(loc="lower right", frameon=False, fontsize=FONT_PT - 2)
 
     return svg(draw, "The modules that take most", height_in=MARGIN_IN + ROW_IN * len(dearest) * max(1.0, len(times) / 2))
+
+
+def _end(path: str) -> str:
+    """The end of a module's path, which tells it from its neighbours, in the room that there is beside a bar."""
+    return path if len(path) <= LABEL_CHARACTERS else "…" + path[1 - LABEL_CHARACTERS :]
 
 
 def module_times(operators: Sequence[OperatorTime]) -> dict[str, float]:
