@@ -46,7 +46,7 @@ def measure_memory(artifact: Path, target: Target, threads: int, samples: Sequen
             source = scratch / "samples.npz"
             write_samples(source, samples)
             process.ask("samples", path=str(source))
-            found.append(process.ask("memory", runs=RUNS, seconds=SECONDS)["readings"])
+            found.append(process.ask("count memory", runs=RUNS, seconds=SECONDS)["readings"])
     if not all(found):
         return None
     uses = tuple(tuple(MemoryUse(phase, **reading) for phase, reading in zip(PHASES, readings, strict=True)) for readings in found)

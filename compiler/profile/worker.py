@@ -27,7 +27,7 @@ One JSON object a line comes in, one goes out; the first line out is a greeting.
     run      inputs, outputs      one sample after the other from one .npz into another
     time     seconds, least, settle  time calls one by one until ``seconds`` and ``least`` are reached, after ``settle`` untimed ones; nanoseconds of
                                   each call, how often a core was taken away during it, and the canary before and after
-    memory   runs, seconds        load and run the artifact twice; what the kernel counts for this process before, and in between, the second time
+    count memory  runs, seconds   load and run the artifact twice; what the kernel counts for this process before, and in between, the second time
     profile  seconds, least, most  as ``time``, ``most`` times at most, with a Profiler, which the first such request makes
     operators                     end profiling: the method, the resolution and the operators of all these runs
     quit
@@ -358,7 +358,7 @@ def main(runner: str, artifact: str, threads: int, wanted_cores: list[int]) -> N
         "load": worker.load,
         "run": worker.run,
         "time": worker.time,
-        "memory": worker.memory,
+        "count memory": worker.memory,
         "profile": worker.profile,
         "operators": worker.operators,
     }

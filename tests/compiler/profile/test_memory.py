@@ -111,5 +111,5 @@ def test_a_plan_stands_beside_the_measurement(tmp_path: Path) -> None:
 
 
 def test_a_runner_that_dies_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunnerError, match="failed to memory"):
+    with pytest.raises(RunnerError, match="failed to count memory"):
         measured(tmp_path, run="die")
