@@ -7,6 +7,7 @@ use: tables, unions, enumerations, strings, vectors of scalars, strings and tabl
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from dataclasses import dataclass, field
@@ -233,6 +234,7 @@ class _Writer:
         return int(self.builder.EndVector())
 
 
+@functools.cache
 def _flags(code: str) -> Any:
     from flatbuffers import number_types
 
