@@ -11,7 +11,7 @@ from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
 from edgesmith.passes.distill.residual import Branch, residual_branches, with_influence, without
 from edgesmith.passes.prune.importance import IMPORTANCES
-from edgesmith.passes.prune.prune import least_important
+from edgesmith.passes.prune.prune import independent, least_important
 from edgesmith.passes.train.forward import as_tensors, batch_size
 
 TEACHER = "teacher"
@@ -112,7 +112,7 @@ def _ranked_branches(teacher: Model, ctx: PassContext) -> tuple[Branch, ...]:
 def _narrowed(model: Model, keep: float, ctx: PassContext) -> Model | None:
     """``model`` with the share ``keep`` of the units of every group, at least one of each."""
     axes = Axes.of(model)
-    counts = {g.name: g.size - max(1, round(keep * g.size)) for g in axes.groups if g.kind in _KINDS}
+    counts = {g.name: g.size - max(1, round(keep * g.size)) for g in independent([g for g in axes.groups if g.kind in _KINDS])}
     counts = {name: count for name, count in counts.items() if count}
     if not counts:
         return None

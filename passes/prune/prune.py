@@ -96,13 +96,7 @@ class Prune(Pass):
     def _chosen(self, axes: Axes) -> list[PruneGroup]:
         kinds = _ALWAYS | ({"residual"} if self.residual else set()) | ({"head_dim"} if self.head_dim else set())
         allowed = [g for g in axes.groups if g.kind in kinds and not any(_matches(path, pattern) for path in _paths(g) for pattern in self.exclude)]
-        taken: dict[tuple[str, int], list[PruneGroup]] = {}
-        for group in sorted(allowed, key=lambda g: -g.size):
-            if not any(_multiplied(group, other) for member in group.members for other in taken.get((member.name, member.dim), ())):
-                for member in group.members:
-                    taken.setdefault((member.name, member.dim), []).append(group)
-        chosen = {group.name for groups in taken.values() for group in groups}
-        return [group for group in allowed if group.name in chosen]
+        return independent(allowed)
 
     def _count(self, group: PruneGroup) -> int:
         """How many units go: the nearest whole number, then fewer where that is needed to keep enough."""
@@ -120,6 +114,17 @@ def least_important(scores: Scores, counts: dict[str, int]) -> dict[str, list[in
         order = torch.argsort(scores[name].flip(0), stable=True)
         removals[name] = sorted((len(order) - 1 - order[:count]).tolist())
     return removals
+
+
+def independent(groups: Sequence[PruneGroup]) -> list[PruneGroup]:
+    """``groups`` without those that are a factor of a dimension which a larger one of their kind is a factor of, too."""
+    taken: dict[tuple[str, int], list[PruneGroup]] = {}
+    for group in sorted(groups, key=lambda g: -g.size):
+        if not any(_multiplied(group, other) for member in group.members for other in taken.get((member.name, member.dim), ())):
+            for member in group.members:
+                taken.setdefault((member.name, member.dim), []).append(group)
+    chosen = {group.name for held in taken.values() for group in held}
+    return [group for group in groups if group.name in chosen]
 
 
 def _multiplied(group: PruneGroup, other: PruneGroup) -> bool:
