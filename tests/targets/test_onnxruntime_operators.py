@@ -42,7 +42,7 @@ class Layers(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pool(self.act(self.conv(x))).flatten(2).transpose(1, 2)
         x = x + self.second(self.gelu(self.first(self.norm(x))))
-        result: torch.Tensor = self.small(self.big(x))
+        result: torch.Tensor = self.small(self.big(x).reshape(-1, 16, 16, 480).transpose(1, 2))
         return result
 
 
@@ -108,6 +108,33 @@ def test_what_is_fused_names_all_its_layers_and_nothing_else(profiles: dict[Sche
     integers = [(o.kind, o.sources) for o in profiles[Scheme.STATIC].operators if o.kind.startswith(("QLinear", "QGemm"))]
     assert [paths for kind, paths in integers if kind == "QGemm"] == [("first",), ("second",), ("big",), ("small",)]
     assert integers[0] == ("QLinearConv", ("conv",))
+    moved = [o.sources for o in profiles[Scheme.STATIC].operators if o.kind in {"Reshape", "Transpose"}]
+    assert moved and all(len(paths) == 1 for paths in moved), "the conversions between two layers make neither part of the other"
+
+
+class Residual(nn.Module):
+    """A sum that the runtime adds to the convolution before it, activation included; its result has two readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))
+        self.join, self.end = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x = self.join(x + self.second(x))
+        result: torch.Tensor = self.end(x + self.third(x))
+        return result
+
+
+def test_a_fused_sum_belongs_to_the_operator_that_adds_it(tmp_path: Path) -> None:
+    """On a processor without blocked convolutions it stays an operator of its own; in both cases none has more than its own part."""
+    torch.manual_seed(0)
+    path = lowered(*captured(Residual(), (np.random.default_rng(0).normal(size=(4, 16, 16, 16)).astype(np.float32),), tmp_path), Scheme.FLOAT, "residual")
+    computing = [operator.sources for operator in profile_operators(path, limit_s=0.3).operators if operator.kind == "Conv"]
+    assert [paths[0] for paths in computing] == ["first", "second", "third"]
+    assert computing[0] == ("first",)
+    assert {"join", "end"} & set(computing[1]) <= {"join"} and {"join", "end"} & set(computing[2]) <= {"end"}
 
 
 def test_time_goes_where_the_arithmetic_is(profiles: dict[Scheme, OperatorProfile]) -> None:
