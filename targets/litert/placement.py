@@ -51,9 +51,9 @@ _ISLAND = "it runs in float32 in an int8 file, between conversions: quantize it 
 
 
 def place(operators: Sequence[Executed]) -> tuple[Placement, ...]:
-    """See ``Target.place``. An operator's name ends with the dtype that it gives, its kind holds the types that XNNPACK computes in."""
+    """See ``Target.place``. The kind of a matrix product says which types XNNPACK computes it in: ``QD8`` is a dynamic scheme."""
     dynamic = any("QD8" in o.kind for o in operators)
-    static = any(o.delegate and _gives(o) == "int8" and _base(o) not in {*_LAYOUT, "Convert"} for o in operators)
+    static = any(o.delegate and o.dtype == "int8" and _base(o) not in {*_LAYOUT, "Convert"} for o in operators)
     return tuple(_placed(operator, static, static or dynamic) for operator in operators)
 
 
@@ -65,9 +65,9 @@ def _placed(operator: Executed, static: bool, quantized: bool) -> Placement:
         return _CONVERT
     if base in _LAYOUT:
         return Placement(Category.LAYOUT, _LAYOUT[base])
-    if quantized and base in _WEIGHTED and "QD8" not in operator.kind and _gives(operator) == "float32":
+    if quantized and base in _WEIGHTED and "QD8" not in operator.kind and operator.dtype == "float32":
         return Placement(Category.FLOAT_ISLAND, _WEIGHTED[base])
-    if static and base not in _WEIGHTED and _gives(operator) == "float32":
+    if static and base not in _WEIGHTED and operator.dtype == "float32":
         return Placement(Category.FLOAT_ISLAND, _ISLANDS.get(base, _ISLAND))
     return FAST
 
@@ -75,7 +75,3 @@ def _placed(operator: Executed, static: bool, quantized: bool) -> Placement:
 def _base(operator: Executed) -> str:
     """The operator of XNNPACK without types and algorithm: ``Convolution`` of ``Convolution (NHWC, F32) IGEMM``."""
     return operator.kind.partition(" (")[0]
-
-
-def _gives(operator: Executed) -> str:
-    return operator.name.rpartition(" ")[2]

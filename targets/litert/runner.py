@@ -173,18 +173,19 @@ class Profiler:
                 self._plain_ns.append(time.perf_counter_ns() - start)
 
     def operators(self) -> list[dict[str, Any]]:
-        """What ran, in order, with its nanoseconds in every run. ``name``: the operators of the file that it computes, and the dtype it gives."""
+        """What ran, in order, with its nanoseconds in every run. ``name``: the operators of the file that it computes, by kind and number."""
         self._compiled.close()
         nanoseconds = np.stack(self._readings_us, axis=1).astype(np.int64) * 1000
         delegated = np.array([event.delegated for event in self._events], dtype=bool)
         nanoseconds[delegated] += self._cut_off_ns(nanoseconds, int(delegated.sum()))
         return [
             {
-                "name": " + ".join(f"{op.kind} {op.number}" for op in ops) + f" {ops[-1].dtype}" if ops else event.tag,
+                "name": " + ".join(f"{op.kind} {op.number}" for op in ops) or event.tag,
                 "kind": event.tag,
                 "ns": row.tolist(),
                 "sources": list(dict.fromkeys(source for op in ops for source in op.sources)),
                 "delegate": "XNNPACK" if event.delegated else "",
+                "dtype": ops[-1].dtype if ops else "",
             }
             for event, ops, row in zip(self._events, _computed(self._events, self._interpreter), nanoseconds, strict=True)
         ]

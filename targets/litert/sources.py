@@ -18,6 +18,8 @@ from edgesmith.compiler import graph as graphs
 
 MARK = "layer:"
 """What a source path in a tensor's name begins with; the runner looks for it."""
+ELSEWHERE = "node:"
+"""What stands before a node's own name, where it has no source path: the model's top level computes it."""
 SEPARATOR = ";"
 _aten = torch.ops.aten
 _NOTHING = frozenset({operator.getitem, _aten.dropout.default, _aten.alias.default, _aten.clone.default, _aten.contiguous.default, _aten.detach.default})
@@ -35,7 +37,7 @@ class Marked(nn.Module):
         self.captured = graph
         self.training = False
         for node in graph.graph.nodes:
-            node.meta["nn_module_stack"] = {"": ("", MARK + graphs.source(node))}
+            node.meta["nn_module_stack"] = {"": ("", _label(node))}
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs of the graph."""
@@ -62,10 +64,10 @@ class Names:
         return SEPARATOR.join((*(MARK + layer for layer in layers), str(index))) if layers else name
 
     def of_outputs(self, names: Sequence[str]) -> list[str]:
-        """A name for each output: its layer, and what the output is called in ``names``."""
+        """A name for each output: the layer or node that it comes from, and what the output is called in ``names``."""
         returned = self._graph.graph.output_node().args[0]
         nodes = returned if isinstance(returned, (tuple, list)) else (returned,)
-        return [f"{MARK}{graphs.source(node)}{SEPARATOR}{name}" for node, name in zip(nodes, names, strict=True) if isinstance(node, fx.Node)]
+        return [f"{_label(node)}{SEPARATOR}{name}" for node, name in zip(nodes, names, strict=True) if isinstance(node, fx.Node)]
 
     def _related(self, layers: list[str]) -> list[str]:
         """The largest group of ``layers`` that hang together in the graph, the first of several."""
@@ -76,6 +78,10 @@ class Names:
             groups.append([*(other for group in near for other in group), layer])
         largest = max(groups, key=len, default=[])
         return [layer for layer in layers if layer in largest]
+
+
+def _label(node: fx.Node) -> str:
+    return (MARK if node.meta.get("source") else ELSEWHERE) + graphs.source(node)
 
 
 def _users(node: fx.Node) -> list[fx.Node]:
