@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgesmith.compiler.errors import EdgesmithError, MissingExtraError, RunnerError
+from edgesmith.compiler.errors import EdgesmithError, MissingExtraError, RunnerError, UnsupportedError
 
 WORKER = Path(__file__).with_name("worker.py")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -96,6 +96,7 @@ class WorkerProcess:
 
         Raises:
             RunnerError: none came in time, the process ended, or the answer is an error.
+            UnsupportedError: the runner cannot do that with this file, and raised NotImplementedError.
             MissingExtraError: a module was missing and ``extra`` is known.
         """
         limit_s = self.timeout_s + extra_s
@@ -131,6 +132,8 @@ class WorkerProcess:
     def _refused(self, doing: str, answer: dict[str, Any]) -> EdgesmithError:
         if answer["error"] == "ModuleNotFoundError" and self.extra:
             return MissingExtraError(answer["module"], self.extra)
+        if answer["error"] == "NotImplementedError":
+            return UnsupportedError(f"the runner of {self.artifact.name} cannot {doing} it", why=answer["message"])
         return RunnerError(f"the runner of {self.artifact.name} failed to {doing}", why=f"{answer['error']}: {answer['message']}")
 
     def _failed(self, doing: str, why: str) -> RunnerError:

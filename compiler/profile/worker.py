@@ -32,7 +32,8 @@ One JSON object a line comes in, one goes out; the first line out is a greeting.
     operators                     end profiling: the method, the resolution and the operators of all these runs
     quit
 
-Whatever the runner raises ends the process; its last line is then ``{"error": class name, "message": ..., "module": ...}``.
+Whatever the runner raises (NotImplementedError for what it cannot do with this file) ends the process; its last line is then
+``{"error": class name, "message": ..., "module": ...}``.
 What the runtime prints goes to standard error.
 """
 

@@ -113,7 +113,7 @@ class Profiler:
 
     Raises:
         RuntimeError: as of ``Session``.
-        ValueError: the file cannot be cut, and why.
+        NotImplementedError: the file cannot be cut, and why.
     """
 
     method = "truncated graphs"

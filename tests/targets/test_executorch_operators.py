@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from edgesmith.compiler.data import PassData, Split
+from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
 from edgesmith.compiler.profile.operator_types import FAST, Category, Executed
+from edgesmith.compiler.profile.operators import profile_operators
 from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_model
 from edgesmith.passes.quantize.quantize import Quantize
 from edgesmith.targets.executorch import ExecuTorch
@@ -211,6 +213,19 @@ def test_a_noisy_series_is_made_to_rise_without_losing_time() -> None:
     rows = _shared([np.full(4, 10.0), np.full(4, 30.0), np.full(4, 20.0), np.array([60.0, 60.0, 60.0, 110.0])])
     assert math.isclose(sum(row[0] for row in rows), 50) and math.isclose(sum(row[3] for row in rows), 100)
     assert [row[0] for row in rows] == [15, 0, 35]
+
+
+def test_what_cannot_be_cut_is_refused_as_unsupported(lopsided: Path, tmp_path: Path) -> None:
+    """Here one more instruction, which moves the output onto itself."""
+    file = PteFile.read(lopsided.read_bytes(), PACKAGE)
+    plan = file.method("forward")
+    move = {"instr_args_type": "MoveCall", "instr_args": {"move_from": plan["outputs"][0], "move_to": plan["outputs"][0]}}
+    chain = {**plan["chains"][0], "instructions": [*plan["chains"][0]["instructions"], move]}
+    path = tmp_path / "moving.pte"
+    path.write_bytes(PteFile({**file.program, "execution_plan": [{**plan, "chains": [chain]}]}, file.segments, file.schema).written())
+    samples = [np.zeros((2, 64, 64), np.float32)]
+    with pytest.raises(UnsupportedError, match=r"moving\.pte.*control flow \(MoveCall\)"):
+        profile_operators(path, target=ExecuTorch(), samples=samples, limit_s=0.1)
 
 
 def _without(content: bytes, at: slice) -> bytes:

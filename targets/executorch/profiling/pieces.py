@@ -86,8 +86,9 @@ def cut(content: bytes, package: Path, segments: int, least: int, most: int) -> 
     the constants of each piece anew.
 
     Raises:
-        ValueError: it is no such file, or does what cannot be cut: control flow, tensors that outlive a run, sizes computed at run time,
-            delegates other than XNNPACK's.
+        ValueError: it is no such file.
+        NotImplementedError: it does what cannot be cut: control flow, tensors that outlive a run, sizes computed at run time, delegates other
+            than XNNPACK's.
     """
     cutter = _Cutter(PteFile.read(content, package), xnnpack_schema(package))
     cutter.most = min(most, max(least, math.ceil(cutter.count() / segments)))
@@ -138,7 +139,7 @@ class _Cutter:
     def _graph(self, call: Row) -> Graph:
         delegate = self._plan["delegates"][call["delegate_index"]]
         if delegate["id"] != XNNPACK:
-            raise ValueError(f"a delegate of {delegate['id']} cannot be cut into pieces, only those of {XNNPACK} can")
+            raise NotImplementedError(f"a delegate of {delegate['id']} cannot be cut into pieces, only those of {XNNPACK} can")
         return Graph(self.file.delegate(delegate["processed"]), self.xnnpack)
 
     def count(self) -> int:
@@ -148,7 +149,7 @@ class _Cutter:
         steps = {"KernelCall": self._kernel, "DelegateCall": self._delegate}
         for number, (kind, call) in enumerate(self._instructions):
             if kind not in steps:
-                raise ValueError(f"a file with control flow ({kind}) cannot be cut into pieces")
+                raise NotImplementedError(f"a file with control flow ({kind}) cannot be cut into pieces")
             steps[kind](number, call)
         numbers = [self.memory.placed((-1, i), _tensor(_FLOAT, [1])) for i in (0, 1)]
         self._add_delegate(NULL_DELEGATE, numbers, [0], [1], {"id": XNNPACK, "compile_specs": []}, copy_of_one_number(self.xnnpack))
@@ -165,7 +166,7 @@ class _Cutter:
         tensors = [i for i in used if self._values[i]["val_type"] == "Tensor"]
         outputs = [i for i in tensors if i not in self._known]
         if not outputs:
-            raise ValueError(f"{operator['name']} makes no tensor: a file that computes sizes, or changes tensors in place, cannot be cut into pieces")
+            raise NotImplementedError(f"{operator['name']} makes no tensor: a file that computes sizes, or changes tensors in place, cannot be cut into pieces")
         inputs = [i for i in tensors if i in self._known - self._constants]
         self._known |= set(outputs)
         place = {index: position for position, index in enumerate(used)}
@@ -235,7 +236,7 @@ def _is_constant(value: Row) -> bool:
     if value["val_type"] != "Tensor" or not value["val"]["data_buffer_idx"]:
         return False
     if "allocation_info" in value["val"]:
-        raise ValueError("a file that keeps tensors from one run to the next cannot be cut into pieces")
+        raise NotImplementedError("a file that keeps tensors from one run to the next cannot be cut into pieces")
     return True
 
 
