@@ -41,7 +41,8 @@ DELEGATED = (
     )
 )
 """What XNNPACK's delegate takes (``xnnpack_delegate.cc``)."""
-PAGE_BYTES = 4096
+FAULT_AROUND_BYTES = 65_536
+"""What Linux maps of a file around a page that is read (mm/memory.c)."""
 RECORDS_BYTES, OPERATOR_BYTES, GRID_BYTES = 30_000, 1_800, 8
 """The runtime's records: of any file, of an operator, of one scale of a tensor. The first two were measured with version 2.3."""
 
@@ -169,9 +170,9 @@ def _indirection(op: Op) -> int:
 
 
 def _untouched(op: Op) -> int:
-    """Bytes of a table whose rows are looked up that lie in pages which nobody reads."""
+    """Bytes of a table that one run does not bring into memory, its rows being looked up at random: each comes with the pages around it."""
     if op.kind not in TABLES:
         return 0
     table, rows = sorted(op.inputs, key=_bytes, reverse=True)[:2]
-    row = -(-_bytes(table) // max(1, table.shape[0]) // PAGE_BYTES) * PAGE_BYTES
-    return max(0, _bytes(table) - math.prod(rows.shape) * row) if table.data is not None else 0
+    size = _bytes(table)
+    return round(size * (1 - min(1, FAULT_AROUND_BYTES / size)) ** math.prod(rows.shape)) if table.data is not None else 0
