@@ -36,7 +36,7 @@ from edgesmith.compiler.spec import format_pass, parse_pass
 from edgesmith.compiler.target import Artifact, Target
 
 PRICE_LIMIT_S = 2.0
-OPERATORS_LIMIT_S = 2.0
+OPERATORS_LIMIT_S = 1.0
 CACHE = "cache"
 
 
