@@ -65,7 +65,7 @@ def serialised(model: Model) -> bytes:
             lowered = edge.to_executorch()
         except (ExportError, InternalError, SpecViolationError, RuntimeError) as error:
             raise UnsupportedError("ExecuTorch cannot lower this model", why=str(error).strip().splitlines()[0]) from error
-    return PteFile.read(lowered.buffer, _package()).with_text(SOURCES, json.dumps(paths(lowered.exported_program()))).written()
+    return PteFile.read(lowered.buffer, _package()).with_text(SOURCES, json.dumps(paths(lowered.exported_program(), model.graph))).written()
 
 
 def _package() -> Path:

@@ -26,7 +26,8 @@ _DTYPES = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float1
 SIGNATURE = "edgesmith_signature"
 """A constant method of the file: JSON with the names of its inputs and outputs."""
 SOURCES = "edgesmith_sources"
-"""Likewise: JSON with source paths, by number of instruction under ``kernels`` and by debug handle of a delegate's operator under ``operators``."""
+"""Likewise: JSON with source paths, under ``kernels`` by number of instruction, under ``operators`` by debug handle of a delegate's operator, under
+``inputs`` and ``outputs`` of what reads and makes them."""
 
 
 class Session:
@@ -224,15 +225,13 @@ class Profiler:
 
     def operators(self) -> list[dict[str, Any]]:
         """What ran, in order, and its nanoseconds in every run: its share of its segment's time over all runs, of the segment's time in that run."""
-        names = {"inputs": [spec["name"] for spec in self._session.inputs], "outputs": [spec["name"] for spec in self._session.outputs]}
-        known = names if self._sources else {"inputs": [], "outputs": []}
-        rows = [_entry(_SET, _SET, self._ns[_SET], known["inputs"])]
+        rows = [_entry(_SET, _SET, self._ns[_SET], self._sources.get("inputs", []))]
         for number, segment in enumerate(self._cut.segments):
             times = [self._nothing(number), *(np.asarray(self._ns[p.method]) for p in self._cut.pieces if p.segment == number)]
             for unit, ns in zip(segment.units, _shared(times), strict=True):
                 entry = _entry(f"{unit.kind} {len(rows)}", unit.kind, ns, self._paths(unit))
                 rows.append({**entry, "delegate": unit.delegate, "dtype": _DTYPES[unit.scalar_type]})
-        return [*rows, _entry(_GET, _GET, self._ns[_GET], known["outputs"])]
+        return [*rows, _entry(_GET, _GET, self._ns[_GET], self._sources.get("outputs", []))]
 
     def _nothing(self, number: int) -> Any:
         """What a run of segment ``number`` costs that the file's own run has not got there: the call of a method, and of a delegate already called."""

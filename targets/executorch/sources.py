@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import fx
 
-from edgesmith.compiler import graph as graphs
-
+_SOURCE = "source"
 _KEY = "edgesmith_source"
 _HANDLE = "debug_handle"
 _CUSTOM = "custom"
@@ -16,23 +16,35 @@ _CUSTOM = "custom"
 
 
 def mark(program: torch.export.ExportedProgram, names: Mapping[str, str], graph: fx.GraphModule) -> None:
-    """Note on each node of ``program`` the source path of its counterpart in ``graph``; ``names`` as of ``program_at``."""
-    sources = {node.name: graphs.source(node) for node in graph.graph.nodes}
+    """Note on each node of ``program`` the source path of its counterpart in ``graph``; ``names`` as of ``program_at``.
+
+    What the model's own forward computes has no path: a path is a module.
+    """
+    sources = {node.name: node.meta.get(_SOURCE) for node in graph.graph.nodes}
     for node in program.graph.nodes:
-        if node.name in names:
+        if sources.get(names.get(node.name, "")):
             node.meta[_CUSTOM] = {_KEY: sources[names[node.name]]}
 
 
-def paths(lowered: torch.export.ExportedProgram) -> dict[str, dict[str, str]]:
+def paths(lowered: torch.export.ExportedProgram, graph: fx.GraphModule) -> dict[str, Any]:
     """Source paths in a program that was marked and is emitted.
 
-    ``kernels``: by the number of the instruction in the method; ``operators``: of the delegates, by debug handle.
+    ``kernels``: by the number of the instruction in the method; ``operators``: of the delegates, by debug handle; ``inputs`` and ``outputs``: of what
+    reads the inputs of ``graph`` and makes its outputs, for which the runtime copies them.
     """
     from executorch.exir.lowered_backend_module import get_lowered_submodules
 
-    delegated = [lowered for _, lowered, _ in get_lowered_submodules(lowered.graph_module)]
-    inner = [item for module in delegated for item in _marked(module.original_module.graph)]
-    return {"kernels": dict(_marked(lowered.graph_module.graph)), "operators": dict(inner)}
+    delegated = [module for _, module, _ in get_lowered_submodules(lowered.graph_module)]
+    return {
+        "kernels": dict(_marked(lowered.graph_module.graph)),
+        "operators": dict(item for module in delegated for item in _marked(module.original_module.graph)),
+        "inputs": _distinct(reader for node in graph.graph.find_nodes(op="placeholder") for reader in node.users),
+        "outputs": _distinct(graph.graph.output_node().all_input_nodes),
+    }
+
+
+def _distinct(nodes: Iterable[fx.Node]) -> list[str]:
+    return list(dict.fromkeys(str(node.meta[_SOURCE]) for node in nodes if node.meta.get(_SOURCE)))
 
 
 def _marked(graph: fx.Graph) -> Iterator[tuple[str, str]]:

@@ -87,7 +87,8 @@ def test_every_operator_of_the_file_is_timed_in_order(tiny: tuple[nn.Module, Pat
 def test_operators_carry_the_paths_of_the_modules_they_compute(tiny: tuple[nn.Module, Path]) -> None:
     module, path = tiny
     rows = profiled(path, runs=1)
-    assert all(row["sources"] for row in rows)
+    assert {source for row in rows for source in row["sources"]} <= {name for name, _ in module.named_modules()}
+    assert (rows[0]["sources"], rows[-1]["sources"]) == ([next(name for name, _ in module.named_modules() if name)], ["head"])
     heavy = {source for row in rows if any(word in row["kind"] for word in ("FullyConnected", "Conv2d")) for source in row["sources"]}
     assert {name for name, child in module.named_modules() if isinstance(child, (nn.Linear, nn.Conv2d))} <= heavy
 
@@ -163,7 +164,6 @@ def test_an_int8_file_is_cut_where_its_tensors_may_leave_the_delegate(quantized:
         executed = [Executed(row["name"], row["kind"], tuple(row["sources"]), row["delegate"], row["dtype"]) for row in rows]
         slow = [placement.category for placement in ExecuTorch().place(executed) if placement != FAST]
         assert slow == [Category.QUANTIZE, Category.QUANTIZE, Category.FLOAT_ISLAND, Category.QUANTIZE, Category.QUANTIZE]
-    assert all(row["sources"] for row in rows)
 
 
 def test_parts_do_not_write_into_each_others_memory(tiny: tuple[nn.Module, Path]) -> None:
