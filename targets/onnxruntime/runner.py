@@ -104,18 +104,20 @@ class Profiler:
         self._names = [i.name for i in self._session.get_inputs()]
         self._chains = _Chains(threads, self._folder.name)
         self._pairs: list[_Pair] = []
-        self._runs = 0
+        self._counted: list[bool] = []
 
     def run(self, inputs: list[npt.NDArray[np.generic]]) -> None:
         """One inference of ``inputs``, as in ``Session.run``; now and then also those that the cost of profiling is measured by."""
         feed = dict(zip(self._names, inputs, strict=True))
         _, lost = _timed(self._session, feed)
-        if self._runs % _CALIBRATE_EVERY == 0:
+        self._counted.append(True)
+        if sum(self._counted) % _CALIBRATE_EVERY == 1:
             warm = [_timed(self._plain, feed) for _ in range(_PLAIN_RUNS)][1:]
             own = [ns for ns, taken in warm if not taken]
-            self._pairs.append(_Pair(self._runs, own[-1] if own else warm[-1][0], lost or not own))
+            self._pairs.append(_Pair(len(self._counted) - 1, own[-1] if own else warm[-1][0], lost or not own))
             self._chains.sample()
-        self._runs += 1
+            self._session.run(None, feed)  # The next one that counts finds the caches as any other does.
+            self._counted.append(False)
 
     def operators(self) -> list[dict[str, Any]]:
         """End profiling: see worker.py. An operator with a graph inside (If, Loop) is one with all that is inside."""
@@ -129,7 +131,7 @@ class Profiler:
             key = name, arguments["node_index"]
             tensors[key] = len(arguments.get("input_type_shape", ())) + len(given)
             found.setdefault(key, entry)["ns"].append(_nanoseconds(event))
-        if all(len(entry["ns"]) == self._runs for entry in found.values()):
+        if all(len(entry["ns"]) == len(self._counted) for entry in found.values()):
             self._take_off_cost(list(found.values()), list(tensors.values()))
         sources = _sources(_nodes(self._path), _nodes(self._optimised))
         self._folder.cleanup()
@@ -146,7 +148,7 @@ class Profiler:
         costs_ns = self._chains.cost_ns(np.asarray(tensors))
         level = np.clip((profiled - plain) / costs_ns.sum(), *_LEVELS)
         for entry, cost in zip(entries, costs_ns, strict=True):
-            entry["ns"] = [ns - round(level * cost) for ns in entry["ns"]]
+            entry["ns"] = [ns - round(level * cost) for ns, counted in zip(entry["ns"], self._counted, strict=True) if counted]
 
 
 class _Pair(NamedTuple):
@@ -230,7 +232,7 @@ class _Chains:
     def sample(self) -> None:
         """Run every chain a few times."""
         for _ in range(self.RUNS):
-            self._call.append(_timed(self._single, self._input)[0])
+            self._call.append([_timed(self._single, self._input)[0] for _ in range(_PLAIN_RUNS)][-1])
             for plain, profiled, times in zip(self._plain, self._profiled, self._plain_ns, strict=True):
                 times.append(_timed(plain, self._input)[0])
                 profiled.run(None, self._input)

@@ -153,6 +153,14 @@ def test_what_profiling_itself_costs_is_taken_off(tmp_path: Path) -> None:
     assert 0.5 < found.total_ms / found.whole_ms < 1.6
 
 
+@pytest.mark.parametrize("runs", [1, 2, 13])
+def test_runs_that_measure_the_cost_of_profiling_are_not_counted(files: dict[Scheme, Path], runs: int) -> None:
+    profiler = runner.Profiler(str(files[Scheme.FLOAT]), 1)
+    for _ in range(runs):
+        profiler.run([np.zeros((1, 3, 32, 32), np.float32)])
+    assert {len(entry["ns"]) for entry in profiler.operators()} == {runs}
+
+
 def test_categories_of_a_float_file(profiles: dict[Scheme, OperatorProfile]) -> None:
     found = {operator.kind: operator.category for operator in profiles[Scheme.FLOAT].operators}
     assert {kind for kind, category in found.items() if category is Category.LAYOUT} == {"ReorderOutput", "Transpose"}
