@@ -254,7 +254,10 @@ class Report:
 
     @classmethod
     def known(cls, folder: Path, key: str) -> Report | None:
-        """The report that a build with the same ``key`` left in ``folder``, if every file it speaks of is still there unchanged."""
+        """The report that a build with the same ``key`` left in ``folder``, if every file it speaks of is still there unchanged.
+
+        Not one that left a latency UNKNOWN: measuring again may decide it.
+        """
         path = folder / JSON_NAME
         if not path.is_file() or not (folder / HTML_NAME).is_file():
             return None
@@ -262,7 +265,7 @@ class Report:
             report = cls.from_json(path.read_text(encoding="utf-8"))
         except ValueError:  # Of another version, or damaged: it is made anew.
             return None
-        return report if report.key == key and all(_is_there(target.artifact) for target in report.targets) else None
+        return report if report.key == key and not _undecided(report) and all(_is_there(target.artifact) for target in report.targets) else None
 
     def write(self, folder: Path) -> None:
         """Write ``report.html`` and ``report.json`` into ``folder``, each whole or not at all.
@@ -280,6 +283,10 @@ class Report:
         from edgesmith.compiler.report_text import show
 
         show(self, console)
+
+
+def _undecided(report: Report) -> bool:
+    return any(f.budget == "latency_ms" and f.verdict is Verdict.UNKNOWN for target in report.targets for f in target.findings)
 
 
 def _is_there(artifact: ArtifactReport) -> bool:

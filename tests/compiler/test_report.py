@@ -169,6 +169,13 @@ def test_a_written_report_is_known_until_something_it_speaks_of_changes(met: Rep
     assert Report.known(tmp_path, "k") is None
 
 
+def test_a_report_whose_latency_is_undecided_is_not_known(met: Report, tmp_path: Path) -> None:
+    first, *others = met.targets
+    findings = tuple(replace(f, verdict=Verdict.UNKNOWN) if f.budget == "latency_ms" else f for f in first.findings)
+    built(replace(first, findings=findings), *others).write(tmp_path)
+    assert Report.known(tmp_path, "k") is None
+
+
 def test_the_binding_limit_is_named_with_its_excess(met: Report, missed: Report) -> None:
     assert summary(met) == "Every limit is met; latency_ms on executorch comes nearest, 2.027 ms of 5 ms"
     found = binding(missed)
