@@ -39,15 +39,22 @@ _BY_KIND: Mapping[str, Placement] = MappingProxyType(
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 """They hand on what they read without a copy."""
 _FLOATS = frozenset({"float16", "float32", "float64"})
+_STATIC = frozenset({"QGemm", "QLinearConv", "QLinearMatMul"})
+_DYNAMIC = frozenset({"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"})
 
 
 def place(operators: Sequence[Executed]) -> tuple[Placement, ...]:
-    """One placement per operator. A file with ``QuantizeLinear`` is meant to run in int8 throughout: what else is float in it is an island."""
-    static = any(operator.kind == "QuantizeLinear" for operator in operators)
-    return tuple(_placement(operator, static) for operator in operators)
+    """One placement per operator.
+
+    A file whose products are mostly static is meant to run in int8 throughout: what else is float in it is an island. Where they are mostly dynamic, float
+    between them is how it is meant.
+    """
+    static, dynamic = (sum(operator.kind in kinds for operator in operators) for kinds in (_STATIC, _DYNAMIC))
+    return tuple(_placement(operator, static > dynamic) for operator in operators)
 
 
 def _placement(operator: Executed, static: bool) -> Placement:
     if operator.kind in _BY_KIND:
         return _BY_KIND[operator.kind]
-    return _ISLAND if static and operator.dtype in _FLOATS and operator.kind not in _VIEWS else FAST
+    float_alone = operator.dtype in _FLOATS and operator.kind not in _VIEWS | _DYNAMIC
+    return _ISLAND if static and float_alone else FAST

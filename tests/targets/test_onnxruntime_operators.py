@@ -179,11 +179,17 @@ def test_categories_of_int8_files_say_what_to_do(profiles: dict[Scheme, Operator
 
 
 def test_views_and_integers_between_conversions_are_no_islands() -> None:
-    kinds = (("QuantizeLinear", "uint8"), ("MaxPool", "uint8"), ("Reshape", "float32"), ("Softmax", "float32"), ("DynamicQuantizeLinear", "uint8"))
+    kinds = (("QGemm", "uint8"), ("QGemm", "uint8"), ("MaxPool", "uint8"), ("Reshape", "float32"), ("Softmax", "float32"), ("DynamicQuantizeMatMul", "float32"))
     found = OnnxRuntime().place([Executed("", kind, dtype=dtype) for kind, dtype in kinds])
-    assert [p.category for p in found] == [Category.QUANTIZE, Category.FAST, Category.FAST, Category.FLOAT_ISLAND, Category.QUANTIZE]
+    assert [p.category for p in found] == [*[Category.FAST] * 4, Category.FLOAT_ISLAND, Category.FAST]
     (alone,) = OnnxRuntime().place([Executed("", "Softmax", dtype="float32")])
     assert alone.category is Category.FAST
+
+
+def test_float_between_dynamic_products_is_no_island_beside_a_static_one() -> None:
+    kinds = ("QuantizeLinear", "QLinearConv", "DequantizeLinear", "DynamicQuantizeMatMul", "Softmax", "DynamicQuantizeMatMul")
+    found = OnnxRuntime().place([Executed("", kind, dtype="float32") for kind in kinds])
+    assert [p.category for p in found] == [Category.QUANTIZE, Category.FAST, Category.QUANTIZE, *[Category.FAST] * 3]
 
 
 def test_a_foreign_file_has_the_runtimes_names_only(files: dict[Scheme, Path], tmp_path: Path) -> None:
