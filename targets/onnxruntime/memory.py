@@ -183,9 +183,14 @@ def _arena_bytes(graph: _Graph) -> int:
     """Pages of the arena that the first three runs write, and its own table of chunks; later runs find what they need."""
     numbers: dict[str, int] = {}
     steps, scratch = [], []
-    for number, (node, read, written) in enumerate(graph.steps()):
+    order = list(graph.steps())
+    places = {id(node): number for number, (node, _, _) in enumerate(order)}
+    made = {name: number for number, (_, _, written) in enumerate(order) for name in written}
+    for number, (node, read, written) in enumerate(order):
+        summand = _summand(node, graph, places, made)
+        read = (summand, *read) if summand else read
         reads, writes = (tuple(numbers.setdefault(name, len(numbers)) for name in names if name in graph.sizes) for names in (read, written))
-        steps.append(arena.Step(reads, writes, in_place=node.op_type in IN_PLACE, view=node.op_type in VIEWS))
+        steps.append(arena.Step(reads, writes, in_place=node.op_type in IN_PLACE, view=bool(summand) or node.op_type in VIEWS))
         scratch += [arena.Block(size, number, number) for size in _scratch(node, graph)]
     inside = {number: graph.sizes[name] for name, number in numbers.items() if graph.sizes[name]}
     outputs = {numbers[name] for name in graph.outputs if name in numbers}
@@ -197,6 +202,18 @@ def _arena_bytes(graph: _Graph) -> int:
     for _ in range(2):
         replay(grown, [one, *_events(scratch, len(steps))])
     return grown.touched_bytes + grown.reserved_bytes // BYTES_PER_CHUNK_RECORD
+
+
+def _summand(node: Any, graph: _Graph, places: dict[int, int], made: dict[str, int]) -> str:
+    """The tensor that a float convolution adds to and writes over, the sum behind it being fused into it; "" if there is none."""
+    readers = graph.readers.get(node.output[0], ())
+    if node.op_type != "Conv" or graph.is_integer_unit(node) or len(readers) != 1 or readers[0].op_type != "Add":
+        return ""
+    here = places[id(node)]
+    other = next((name for name in readers[0].input if name != node.output[0]), "")
+    if graph.shapes.get(other) != graph.shapes[node.output[0]] or made.get(other, here) >= here:
+        return ""
+    return other if all(places.get(id(reader), 0) < here for reader in graph.readers[other] if reader is not readers[0]) else ""
 
 
 def _reused(spans: dict[int, tuple[int, int]], shapes: dict[int, tuple[tuple[int, ...], int]]) -> list[arena.Block]:
