@@ -26,7 +26,7 @@ PLOTS = (
     ),
     ("Size before and after", "The source model's weights as float32, and the files that were made.", report_plots.size_before_and_after),
     ("What each pass left", "Parameters and multiply-accumulates (MACs), as a share of the source model's.", report_plots.what_is_left),
-    ("Where a run's time goes", "By category, as a share of the operators' time: what is not fast is listed above.", report_operator_plots.by_category),
+    ("Where a run's time goes", "By category, as a share of the operators' time: what is not fast is listed below.", report_operator_plots.by_category),
     ("The modules that take most", "Milliseconds of all operators that compute a source module, per target.", report_operator_plots.by_module),
     ("Time per pass", "Seconds that each pass took.", report_plots.seconds_per_pass),
 )

@@ -32,6 +32,8 @@ _OUTSIDE = Placement(
 _DELEGATED = {"XNNConvert": _CONVERTED, "XNNStaticTranspose": _MOVED, "XNNCopy": _MOVED}
 _FREE = frozenset({"XNNStaticReshape", "XNNStaticSlice", *(f"XNNConcatenate{n}" for n in range(2, 6))})
 """Operators that take the dtype they are given."""
+_DYNAMIC = "XNNConvert+"
+"""How the kind of a product begins whose input is quantized on the fly: its arithmetic is INT8, its result float."""
 _KERNELS = (
     ("quantized_decomposed::", _CONVERTED_OUTSIDE),
     ("executorch_prim::et_view", _MOVED_OUTSIDE),
@@ -50,7 +52,7 @@ def place(operators: Sequence[Executed]) -> tuple[Placement, ...]:
 
 
 def _delegated(operator: Executed, static: bool) -> Placement:
-    island = static and operator.dtype.startswith("float") and operator.kind not in _FREE
+    island = static and operator.dtype.startswith("float") and operator.kind not in _FREE and not operator.kind.startswith(_DYNAMIC)
     return _DELEGATED.get(operator.kind, _ISLAND if island else FAST)
 
 

@@ -251,3 +251,10 @@ def test_reading_and_writing_a_file_keeps_it(tiny: tuple[nn.Module, Path]) -> No
     first = PteFile.read(tiny[1].read_bytes(), PACKAGE)
     second = PteFile.read(first.written(), PACKAGE)
     assert second.program == first.program and second.segments == first.segments
+
+
+def test_a_product_quantized_on_the_fly_is_no_island_beside_a_static_convolution() -> None:
+    static = Executed("conv", "XNNConv2d", (), "XnnpackBackend", "int8")
+    dynamic = Executed("fc", "XNNConvert+XNNFullyConnected", (), "XnnpackBackend", "float32")
+    alone = Executed("norm", "XNNFullyConnected", (), "XnnpackBackend", "float32")
+    assert [placement.category for placement in ExecuTorch().place([static, dynamic, alone])] == [Category.FAST, Category.FAST, Category.FLOAT_ISLAND]
