@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from edgesmith.compiler.budget import Interval
 
@@ -35,6 +34,8 @@ def block_percentile(samples: npt.NDArray[np.int64], block_sizes: Sequence[int],
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """The mean of independent ``values`` with its 95 % interval by Student's t; infinite for fewer than two."""
+    from scipy import special
+
     count = len(values)
     if count == 0:
         return Interval(math.nan, -math.inf, math.inf)
@@ -60,6 +61,8 @@ def _rank_bounds(below: npt.NDArray[np.bool_], block_sizes: Sequence[int], share
     small expected number of positive counts estimated from survey data"): an exact binomial interval at the number of independent calls that
     would vary as much as the blocks do.
     """
+    from scipy import special
+
     count, blocks = len(below), len(block_sizes)
     worth = float(count)
     if blocks > 1:
@@ -77,6 +80,8 @@ def _expanded_tail(count: int) -> float:
     Percentiles of the bootstrap are too narrow for few units, as a normal instead of a t interval with variance over n instead of n - 1
     is (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", 3.3).
     """
+    from scipy import special
+
     if count < 2:
         return 0.0
     return float(special.ndtr(math.sqrt(count / (count - 1)) * special.stdtrit(count - 1, TAIL)))

@@ -190,7 +190,13 @@ def test_an_error_inside_edgesmith_is_ours_though_a_user_called(here: Path) -> N
 
 
 def test_ctrl_c_ends_a_command_with_130(here: Path) -> None:
-    code = "import time, sys\nfrom edgesmith.compiler import border\nsys.exit(border.guarded(lambda: print('on', flush=True) or time.sleep(60), []))"
+    lines = [
+        "import signal, sys, time",
+        "from edgesmith.compiler import border",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",  # A shell's background jobs ignore it.
+        "sys.exit(border.guarded(lambda: print('on', flush=True) or time.sleep(60), []))",
+    ]
+    code = "\n".join(lines)
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
     child.stdout.readline()
