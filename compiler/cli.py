@@ -25,16 +25,19 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 WAITING = ("OMP_WAIT_POLICY", "PASSIVE")
 """Torch's threads sleep while they wait for each other: spinning makes training several times slower on a machine that others use too."""
 
-COLLECT_EVERY = 50_000
-"""New objects between two searches for garbage: importing torch makes hundreds of thousands that stay, and searching them took a tenth of a check's time."""
+COLLECT_EVERY = (50_000, 20, 100)
+"""New objects between two searches for garbage, and searches between two of the older objects: importing torch makes hundreds of thousands that stay,
+and searching them again and again took a fifth of a check's time."""
 
 
 def main() -> NoReturn:
     """The entry point: ``sys.argv`` in, an exit code out."""
     arguments = sys.argv[1:]
     os.environ.setdefault(*WAITING)
-    gc.set_threshold(COLLECT_EVERY)
-    sys.exit(guarded(lambda: run(arguments), arguments))
+    gc.set_threshold(*COLLECT_EVERY)
+    code = guarded(lambda: run(arguments), arguments)
+    gc.freeze()  # the interpreter's last search would look through all of torch once more: half a second for nothing
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
