@@ -144,7 +144,7 @@ def _paired(name: str, files: tuple[Path, Path], threads: int, max_slowdown: flo
 
 
 def _alone(name: str, file: Path, threads: int, limit_s: float) -> Row:
-    profile = measure(file, threads=threads, limit_s=limit_s)
+    profile = measure(file, threads=threads, limit_s=limit_s, memory=False)
     return Row(name, Verdict.MET, None, profile.latency_ms(50).value, None, None, "informational, there is no baseline")
 
 

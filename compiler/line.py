@@ -177,7 +177,9 @@ class Line:
         artifact = self._lowering(model).artifact(model, target)
         samples = None if self.data is None else self.data.train.batch(slice(0, 8))
         budget = Budget(latency_ms=wanted.budget.latency_ms, percentile=wanted.budget.percentile)
-        profile = measure(artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, budget=budget, limit_s=PRICE_LIMIT_S)
+        profile = measure(
+            artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, budget=budget, limit_s=PRICE_LIMIT_S, memory=False
+        )
         return Cost(artifact.size_bytes, profile.latency_ms(wanted.budget.percentile).low)
 
 

@@ -58,8 +58,9 @@ def measure(  # noqa: PLR0913 - all but the first are by name
     budget: Budget | None = None,
     limit_s: float = 20.0,
     official: bool = False,
+    memory: bool = True,
 ) -> Profile:
-    """Time ``artifact`` and count its memory, in fresh processes pinned to ``threads`` cores.
+    """Time ``artifact`` and, if ``memory``, count its memory, in fresh processes pinned to ``threads`` cores.
 
     Each of at least five processes loads the file, calls it until the median of ten calls changes by less than 2 %, and is timed in
     blocks with a canary (a fixed piece of work) before and after each. A block whose canary drifts is timed again, and a call during
@@ -77,9 +78,10 @@ def measure(  # noqa: PLR0913 - all but the first are by name
     trial = _Trial((_entrant(artifact, target),), device, threads, samples, limit_s)
     if official:
         trial.stream()
-        return replace(trial.profile(0, least_kept=1.0), memory=trial.memory(0))
-    trial.run(lambda: _settled(trial.profile(0), budget))
-    return replace(trial.profile(0), memory=trial.memory(0))
+    else:
+        trial.run(lambda: _settled(trial.profile(0), budget))
+    profile = trial.profile(0, 1.0 if official else LEAST_KEPT)
+    return replace(profile, memory=trial.memory(0)) if memory else profile
 
 
 def compare(

@@ -64,7 +64,8 @@ def test_a_known_distribution_is_found(tmp_path: Path) -> None:
 
 def test_a_clear_verdict_needs_no_more_than_the_first_rounds(tmp_path: Path) -> None:
     budget = Budget(latency_ms=100.0, percentile=50)
-    profile = measure(script(tmp_path, sleep_ms=[1.0]), target=Scripted(), budget=budget, samples=(np.zeros((1, 2), np.float32),), limit_s=120.0)
+    profile = measure(script(tmp_path, sleep_ms=[1.0]), target=Scripted(), budget=budget, samples=(np.zeros((1, 2), np.float32),), limit_s=120.0, memory=False)
+    assert profile.memory is None
     assert [finding.verdict for finding in judge(budget, profile, 1)] == [Verdict.MET]
     (finding,) = judge(Budget(latency_ms=0.2, percentile=50), profile, 1)
     assert finding.verdict is (Verdict.MISSED if profile.kept >= LEAST_KEPT else Verdict.UNKNOWN)
