@@ -64,14 +64,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_more_work_is_a_regression_and_less_is_none(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     small, large = map(str, files)
     junit = tmp_path / "gate.xml"
-    assert cli.run(["compare", small, large, "--limit-s", "8", "--junit", str(junit), "--github"]) == 1
+    assert cli.run(["compare", small, large, "--limit-s", "4", "--junit", str(junit), "--github"]) == 1
     text, annotation = capsys.readouterr().out.strip().splitlines()
     assert text.startswith("MISSED  model.onnx: slower: ")
     assert annotation.startswith("::error title=edgesmith%3A model.onnx::slower")
     suite = ElementTree.parse(junit).getroot()
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("1", "1", "0")
     assert suite.find("testcase/failure") is not None
-    assert cli.run(["compare", large, small, "--limit-s", "8", "--json"]) == 0
+    assert cli.run(["compare", large, small, "--limit-s", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "met" and found["informational"] is False
     assert found["artifacts"][0]["difference"] == "faster"
@@ -91,7 +91,7 @@ def test_reports_whose_artifacts_are_there_are_timed_again(files: tuple[Path, Pa
         shutil.copy(file, folder / "model.onnx")
         kept = ArtifactReport("elsewhere/model.onnx", file.stat().st_size, file_hash(file))
         reports.append(report(folder, target(1.0, artifact=kept)))
-    found = gate(reports[0], reports[1] / "report.json", max_slowdown=0.03, limit_s=8)
+    found = gate(reports[0], reports[1] / "report.json", max_slowdown=0.03, limit_s=4)
     assert found.rows[0].how.startswith("timed against each other")
     assert found.verdict is Verdict.MISSED
 
