@@ -46,8 +46,8 @@ def main() -> int:
 def row(case: str, target: Target, folder: Path) -> Iterator[str]:
     """Print one line of the table; what misses a bar comes back."""
     path = artifact(case, target.name, folder)
-    samples = CASES[case].samples(1)
-    first, second = (measure_memory(path, target, 1, samples) for _ in range(2))
+    calls = [array[:, None] for array in CASES[case].samples(1)]
+    first, second = (measure_memory(path, target, 1, calls) for _ in range(2))
     assert first is not None and second is not None
     plan = target.memory_plan(path)
     print(f"| {case} | {' | '.join(cells(path, first, second, plan))} |", flush=True)

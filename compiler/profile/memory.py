@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from edgesmith.compiler.data import Array
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.profile.memory_types import PHASES, Memory, MemoryPlan, MemoryUse
-from edgesmith.compiler.profile.session import TIMEOUT_S, write_samples
+from edgesmith.compiler.profile.session import TIMEOUT_S, give_calls
 from edgesmith.compiler.profile.transport import WorkerProcess
 from edgesmith.compiler.quiet import current_log
 from edgesmith.compiler.target import Target
@@ -23,11 +23,12 @@ ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(128 << 10), 
 """glibc's own defaults (mallopt(3)), fixed: by itself it raises its thresholds with every block that is freed, so that what it keeps depends on the past."""
 
 
-def measure_memory(artifact: Path, target: Target, threads: int, samples: Sequence[Array]) -> Memory | None:
+def measure_memory(artifact: Path, target: Target, threads: int, calls: Sequence[Array]) -> Memory | None:
     """What the kernel counts for ``artifact`` in fresh processes, and the target's plan; None where the kernel does not count.
 
     Each process loads the model, runs and drops it: what the runtime needs for its first model is the runtime's and not the
     model's. Then it is read, loads the model again, and is read when loaded, after the first run and in steady state.
+    ``calls`` are what N calls take, (N, *shape of a call) per input.
 
     Raises:
         RunnerError: the runner died, hung or refused the artifact.
@@ -43,9 +44,7 @@ def measure_memory(artifact: Path, target: Target, threads: int, samples: Sequen
                 )
             )
             process.receive("start")
-            source = scratch / "samples.npz"
-            write_samples(source, samples)
-            process.ask("samples", path=str(source))
+            give_calls(process, scratch, calls)
             found.append(process.ask("count memory", runs=RUNS, seconds=SECONDS)["readings"])
     if not all(found):
         return None

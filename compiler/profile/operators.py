@@ -20,7 +20,7 @@ from edgesmith.compiler.errors import RunnerError, UnsupportedError
 from edgesmith.compiler.profile import devices
 from edgesmith.compiler.profile.operator_types import Executed, OperatorProfile, OperatorTime
 from edgesmith.compiler.profile.protocol import SAMPLES, random_samples
-from edgesmith.compiler.profile.session import TIMEOUT_S, give_samples, open_session
+from edgesmith.compiler.profile.session import TIMEOUT_S, calls_of, give_calls, open_session
 from edgesmith.compiler.profile.transport import WorkerProcess
 from edgesmith.compiler.quiet import current_log
 from edgesmith.compiler.target import Artifact, Target
@@ -66,7 +66,8 @@ def profile_operators(
     samples = [array[:SAMPLES] for array in samples]
     seconds = limit_s / (2 * ROUNDS)
     whole, instrumented = _Runs(), _Runs()
-    with opener(samples=samples) as session, _profiling(path, chosen, threads, samples, session.loaded.cores) as process:
+    with opener(samples=samples) as session, _profiling(path, chosen, threads, session.loaded.cores) as (process, scratch):
+        give_calls(process, scratch, calls_of(samples, session.loaded.inputs))
         for _ in range(ROUNDS):
             found = session.time(seconds, LEAST, SETTLE)
             whole.add(found.ns, found.lost)
@@ -91,8 +92,8 @@ def profile_operators(
 
 
 @contextmanager
-def _profiling(path: Path, target: Target, threads: int, samples: Sequence[Array], cores: Sequence[int]) -> Iterator[WorkerProcess]:
-    """A process on ``cores`` that holds ``samples`` and nothing else yet. What it leaves in its folder for temporary files goes with it.
+def _profiling(path: Path, target: Target, threads: int, cores: Sequence[int]) -> Iterator[tuple[WorkerProcess, Path]]:
+    """A process on ``cores`` that holds nothing yet, and its folder for temporary files. What it leaves there goes with it.
 
     Raises:
         UnsupportedError: the runner has no ``Profiler``.
@@ -104,8 +105,7 @@ def _profiling(path: Path, target: Target, threads: int, samples: Sequence[Array
         stack.enter_context(process)
         if not process.receive("start")["times_operators"]:
             raise UnsupportedError(f"target {target.name!r} cannot time operators", why=f"{target.runner.name} has no Profiler")
-        give_samples(process, scratch, samples)
-        yield process
+        yield process, scratch
 
 
 @dataclass

@@ -22,7 +22,7 @@ from edgesmith.compiler.profile.comparison import Comparison
 from edgesmith.compiler.profile.memory import measure_memory
 from edgesmith.compiler.profile.memory_types import Memory
 from edgesmith.compiler.profile.recording import LEAST_KEPT, Block, Recording
-from edgesmith.compiler.profile.session import RunnerSession, open_session
+from edgesmith.compiler.profile.session import RunnerSession, calls_of, open_session
 from edgesmith.compiler.profile.types import Port, Profile
 from edgesmith.compiler.profile.verdicts import judge
 from edgesmith.compiler.target import Artifact, Target
@@ -115,15 +115,20 @@ def random_samples(ports: Sequence[Port], count: int = SAMPLES) -> tuple[Array, 
     """``count`` samples of inputs nobody described: normal floats, integers 0 or 1 (valid as ids and as masks).
 
     Raises:
-        UserError: an input is of a dtype that has no such values.
+        UserError: an input is of a dtype that has no such values, or of a shape that is not fixed.
     """
     rng = np.random.default_rng(0)
     made: list[Array] = []
     for port in ports:
-        shape, dtype = (count, *port.shape[1:]), np.dtype(port.dtype)
-        if dtype.kind not in "fiub":
-            raise UserError(f"input {port.name} is {port.dtype}, for which no values can be made up", hint="give samples")
-        made.append((rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype))
+        shape = [size for size in port.sample_shape if size is not None]
+        if len(shape) < len(port.sample_shape):
+            raise UserError(
+                f"input {port.name} has dimensions of no fixed size, {port.shape}", hint="fix them in the file, or give samples to measure() in Python"
+            )
+        kind = np.dtype(port.dtype).kind if port.dtype in np.sctypeDict else ""
+        if kind not in {"f", "i", "u", "b"}:
+            raise UserError(f"input {port.name} is {port.dtype}, for which no values can be made up", hint="give samples to measure() in Python")
+        made.append((rng.standard_normal((count, *shape)) if kind == "f" else rng.integers(0, 2, (count, *shape))).astype(port.dtype))
     return tuple(made)
 
 
@@ -156,6 +161,7 @@ class _Seen:
     """What the processes of one entrant said."""
 
     loads_ms: list[float] = field(default_factory=list)
+    inputs: tuple[Port, ...] = ()
     runtime_version: str = ""
     cores: tuple[int, ...] = ()
 
@@ -204,7 +210,7 @@ class _Trial:
                 session = stack.enter_context(self._open(place, cores))
                 opened[place], cores = session, session.loaded.cores
                 seen = self.seen[place]
-                seen.runtime_version, seen.cores = session.loaded.runtime_version, cores
+                seen.runtime_version, seen.cores, seen.inputs = session.loaded.runtime_version, cores, session.loaded.inputs
                 seen.loads_ms.append(session.loaded.load_ms)
             yield [opened[place] for place in places]
 
@@ -253,7 +259,7 @@ class _Trial:
         """What the kernel counts for one entrant."""
         samples, entrant = self.samples[place], self.entrants[place]
         assert samples is not None
-        return measure_memory(entrant.path, entrant.target, self.threads, samples)
+        return measure_memory(entrant.path, entrant.target, self.threads, calls_of(samples, self.seen[place].inputs))
 
     def comparison(self) -> Comparison:
         """Everything seen, of all entrants."""

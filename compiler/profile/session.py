@@ -62,21 +62,22 @@ class RunnerSession:
             DataError: the arrays are not what the artifact takes.
             RunnerError: the runner died or hung.
         """
-        count = check_inputs(inputs, self.loaded.inputs)
-        most = max(1, CHUNK_BYTES * count // max(1, sum(array.nbytes for array in inputs)))
+        calls = calls_of(inputs, self.loaded.inputs)
+        count = len(calls[0])
+        most = max(1, CHUNK_BYTES * count // max(1, sum(array.nbytes for array in calls)))
         parts: list[tuple[Array, ...]] = []
         start, size = 0, 1
         while start < count:
             began = time.monotonic()
-            parts.append(self._run_chunk([array[start : start + size] for array in inputs]))
+            parts.append(self._run_chunk([array[start : start + size] for array in calls]))
             start += size
             if time.monotonic() - began < CHUNK_S:
                 size = min(2 * size, most)
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
-    def _run_chunk(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
+    def _run_chunk(self, calls: Sequence[Array]) -> tuple[Array, ...]:
         source, result = self._scratch / "inputs.npz", self._scratch / "outputs.npz"
-        write_samples(source, inputs)
+        _write(source, calls)
         self._process.ask("run", inputs=str(source), outputs=str(result))
         with np.load(result, allow_pickle=False) as file:
             return tuple(file[str(i)] for i in range(len(file.files)))
@@ -123,25 +124,23 @@ def open_session(  # noqa: PLR0913 - all but the first three are by name
         log = log or current_log() or scratch / "log"
         process = stack.enter_context(WorkerProcess(artifact, runner, threads, log=log, timeout_s=timeout_s, extra=extra, cores=cores))
         pinned = tuple(process.receive("start")["cores"])
-        if samples:
-            give_samples(process, scratch, samples)
         answer = _load(process, artifact, foreign)
         session = RunnerSession(_loaded(answer, pinned), process, scratch)
         if samples:
-            check_inputs(samples, session.loaded.inputs)
+            give_calls(process, scratch, calls_of(samples, session.loaded.inputs))
         yield session
 
 
-def give_samples(process: WorkerProcess, scratch: Path, samples: Sequence[Array]) -> None:
-    """Hand ``process`` the samples that its timed calls rotate over, by way of a file in ``scratch``."""
+def give_calls(process: WorkerProcess, scratch: Path, calls: Sequence[Array]) -> None:
+    """Hand ``process`` what its timed calls rotate over (see ``calls_of``), by way of a file in ``scratch``."""
     source = scratch / "samples.npz"
-    write_samples(source, samples)
+    _write(source, calls)
     process.ask("samples", path=str(source))
     source.unlink()
 
 
-def check_inputs(inputs: Sequence[Array], ports: Sequence[Port]) -> int:
-    """How many samples ``inputs`` hold.
+def calls_of(inputs: Sequence[Array], ports: Sequence[Port]) -> list[Array]:
+    """N samples per input -> what N calls take, (N, *shape of a call) per input.
 
     Raises:
         DataError: they are none, or not of the number, shapes and dtypes of ``ports``.
@@ -152,18 +151,15 @@ def check_inputs(inputs: Sequence[Array], ports: Sequence[Port]) -> int:
     if len(counts) != 1 or counts == {0}:
         raise DataError("inputs need the same number of samples, at least one", why=f"shapes are {[array.shape for array in inputs]}")
     for array, port in zip(inputs, ports, strict=True):
-        if array.shape[1:] != port.shape[1:] or array.dtype.name != port.dtype:
-            given, wanted = f"{array.dtype.name}{list(array.shape[1:])}", f"{port.dtype}{list(port.shape[1:])}"
-            raise DataError(f"input {port.name} takes samples of {wanted} but was given {given}")
-    return counts.pop()
+        given, wanted = array.shape[1:], port.sample_shape
+        fits = len(given) == len(wanted) and all(want in (None, got) for want, got in zip(wanted, given, strict=True))
+        if not fits or array.dtype.name != port.dtype:
+            said = " x ".join("any" if size is None else str(size) for size in wanted)
+            raise DataError(f"input {port.name} takes samples of {port.dtype}[{said}] but was given {array.dtype.name}[{' x '.join(map(str, given))}]")
+    return [array[:, None] if port.one_by_one else array for array, port in zip(inputs, ports, strict=True)]
 
 
-def write_samples(path: Path, arrays: Sequence[Array]) -> None:
-    """Write arrays of N samples each for a worker to read.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
+def _write(path: Path, arrays: Sequence[Array]) -> None:
     with translated(path):
         np.savez(path, allow_pickle=False, **{str(i): array for i, array in enumerate(arrays)})
 

@@ -18,11 +18,21 @@ NS_PER_MS = 1e6
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output of an artifact. ``shape`` is at the artifact's own batch; ``dtype`` is numpy's name."""
+    """One input or output of an artifact. ``shape`` is that of one call, None where a dimension is free; ``dtype`` is numpy's name, else the runtime's."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: str
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a call takes one sample, so that a sample has a dimension less than a call."""
+        return self.shape[:1] in ((1,), (None,))
+
+    @property
+    def sample_shape(self) -> tuple[int | None, ...]:
+        """Shape of one sample: what one call takes, without a leading 1."""
+        return self.shape[1:] if self.one_by_one else self.shape
 
 
 @dataclass(frozen=True, eq=False)

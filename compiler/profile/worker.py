@@ -22,9 +22,9 @@ defines one class, and where the runtime can time its operators a second::
 
 One JSON object a line comes in, one goes out; the first line out is a greeting. Requests, by their ``do``:
 
-    samples  path                 read the samples (.npz: arrays "0", "1" ... of N samples) that ``time`` rotates over
+    samples  path                 read the inputs that ``time`` rotates over (.npz: arrays "0", "1" ... one per input, first dimension the call)
     load                          load the artifact; its ports, its version, the time it took
-    run      inputs, outputs      one sample after the other from one .npz into another
+    run      inputs, outputs      one call after the other from one such .npz into another
     time     seconds, least, settle  time calls one by one until ``seconds`` and ``least`` are reached, after ``settle`` untimed ones; nanoseconds of
                                   each call, how often a core was taken away during it, and the canary before and after
     count memory  runs, seconds   load and run the artifact twice; what the kernel counts for this process before, and in between, the second time
@@ -172,9 +172,9 @@ def read_samples(path: str) -> list[Array]:
 
 
 def feeds(arrays: list[Array]) -> Iterator[list[Array]]:
-    """One batch of one after the other."""
+    """What one call takes after the other."""
     for i in range(len(arrays[0])):
-        yield [np.ascontiguousarray(array[i : i + 1]) for array in arrays]
+        yield [np.asarray(array[i]) for array in arrays]
 
 
 def joined(samples: list[Array]) -> Array:

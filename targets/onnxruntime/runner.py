@@ -69,7 +69,8 @@ def _session(model: str | bytes, options: Any) -> Any:
 
 
 def _described(value: Any) -> dict[str, Any]:
-    return {"name": value.name, "shape": list(value.shape), "dtype": _DTYPES[value.type]}
+    shape = [size if isinstance(size, int) else None for size in value.shape]
+    return {"name": value.name, "shape": shape, "dtype": _DTYPES.get(value.type, value.type)}
 
 
 _CALIBRATE_EVERY = 6

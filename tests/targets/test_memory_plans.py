@@ -61,7 +61,7 @@ def compressed(request: pytest.FixtureRequest, model: Model) -> Model:
 def test_a_plan_is_what_the_kernel_counts(compressed: Model, name: str, tmp_path: Path) -> None:
     target = registry.target(name)
     path = target.lower(compressed, tmp_path).path
-    memory = measure_memory(path, target, 1, (samples(2),))
+    memory = measure_memory(path, target, 1, (samples(2)[:, None],))
     assert memory is not None and memory.plan is not None
     for planned, counted in ((memory.plan.dirty_bytes, memory.dirty_at("steady").value), (memory.plan.total_bytes, memory.held_bytes.value)):
         assert planned == pytest.approx(counted, rel=WITHIN, abs=PAGES_BYTES), memory.plan

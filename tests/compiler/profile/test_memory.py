@@ -52,7 +52,7 @@ class Planned(Scripted):
 def measured(tmp_path: Path, target: Target | None = None, padding: int = 0, **what: object) -> Memory:
     path = tmp_path / "a script.json"
     path.write_text(json.dumps({**what, "padding": "x" * padding}))
-    memory = measure_memory(path, target or Scripted(), 1, (np.zeros((2, 2), np.float32),))
+    memory = measure_memory(path, target or Scripted(), 1, (np.zeros((2, 1, 2), np.float32),))
     assert memory is not None
     return memory
 

@@ -72,3 +72,33 @@ def test_a_file_that_is_no_model_is_the_users_to_mend(tmp_path: Path, name: str,
 def test_a_file_that_no_target_writes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"known suffixes: \.onnx, \.pte, \.tflite"):
         measure(tmp_path / "model.zip")
+
+
+def foreign(path: Path, kind: str, shape: list[int | str]) -> Path:
+    """An .onnx of one operator that gives what it takes."""
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    x, y = (helper.make_tensor_value_info(name, getattr(onnx.TensorProto, kind), shape) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("shape", [["batch", 3], [4, 3], [], [1], [2]], ids=str)
+def test_a_call_takes_what_the_file_says(tmp_path: Path, shape: list[int | str]) -> None:
+    path = foreign(tmp_path / "model.onnx", "FLOAT", shape)
+    assert len(measure(path, limit_s=0.5).samples_ns) > 0
+    sample = [size for size in shape if size not in {"batch", 1}]
+    x = np.random.default_rng(0).standard_normal((3, *sample)).astype(np.float32)
+    with open_session(path, registry.target("onnxruntime").runner) as session:
+        (y,) = session.run((x,))
+    np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "says"),
+    [("FLOAT", ["batch", "words"], r"input x has dimensions of no fixed size, \(None, None\)"), ("STRING", [1, 3], r"input x is tensor\(string\)")],
+)
+def test_inputs_that_nobody_can_make_up_are_refused(tmp_path: Path, kind: str, shape: list[int | str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        measure(foreign(tmp_path / "model.onnx", kind, shape))
