@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes, prove, remove
 from edgesmith.compiler.axes.proof import compare
+from edgesmith.compiler.axes.rescale import rescaled, stretches
 from edgesmith.compiler.model import Model
 
 transformers = pytest.importorskip("transformers")
@@ -221,9 +223,24 @@ def check(name: str) -> None:
     assert pruned.params < 0.75 * model.params
     assert _seen_when_wrong(model, pruned, removals, axes) > 1e-8
     assert {g.name for g in Axes.of(pruned).groups} <= {g.name for g in axes.groups}
+    assert _moved_by_rescaling(model, axes) < 1e-6
     trained = pruned.edit(tensors=True)
     trained(*pruned.example_inputs()).square().mean().backward()
     assert sum(p.grad is not None for p in trained.parameters()) > len(list(trained.parameters())) // 2
+
+
+def _moved_by_rescaling(model: Model, axes: Axes) -> float:
+    """How far the outputs move when every channel that can be rescaled is, by powers of two, which float32 rounds no more than before."""
+    generator = np.random.default_rng(0)
+    graph = model.edit(tensors=True)
+    found = stretches(axes)
+    for stretch in found:
+        rescaled(graph, stretch, np.exp2(generator.integers(-3, 4, stretch.channels)))
+    inputs = model.example_inputs()
+    with torch.no_grad():
+        before, after = model(*inputs), graph(*inputs)
+    assert found
+    return float((before - after).abs().max() / before.abs().max())
 
 
 def _seen_when_wrong(model: Model, pruned: Model, removals: dict[str, list[int]], axes: Axes) -> float:
