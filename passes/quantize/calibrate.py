@@ -62,6 +62,11 @@ class _Watcher(fx.Interpreter):
         return result
 
 
+def not_finite(node: fx.Node) -> DataError:
+    """What to raise where ``node`` gives something that no grid can hold."""
+    return DataError("a calibration sample gives NaN or infinity", where=graphs.source(node), hint="check the data and the weights")
+
+
 def histograms(
     graph: fx.GraphModule, watched: Sequence[fx.Node], batches: Iterator[tuple[torch.Tensor, ...]], progress: Callable[[int], None]
 ) -> dict[fx.Node, Histogram]:
@@ -77,7 +82,7 @@ def histograms(
             try:
                 found[node].update(value.numpy())
             except ValueError as error:
-                raise DataError("a calibration sample gives NaN or infinity", where=graphs.source(node), hint="check the data and the weights") from error
+                raise not_finite(node) from error
 
         return watch
 

@@ -16,6 +16,7 @@ from edgesmith.compiler.quantplan import QuantPlan, Scheme, TensorRange
 from edgesmith.kernels.affine import activation_grid, ends
 from edgesmith.kernels.ranges import SEARCHES, Histogram
 from edgesmith.passes.quantize.calibrate import calibration_batches, histograms
+from edgesmith.passes.quantize.equalise import equalise
 from edgesmith.passes.quantize.grids import grid_groups
 from edgesmith.passes.quantize.schemes import assign, candidates
 from edgesmith.passes.quantize.weights import put_on_grid, widened
@@ -37,6 +38,7 @@ class Quantize(Pass):
     ``samples``: calibration samples, drawn from the training split by the context's seed.
     ``exclude``: glob patterns of source paths that stay float. First and last layers are quantized like the others (with weights per channel
     they lose little, and a float first layer often costs more time than any other); name them here to keep them float.
+    ``equalise``: rescale channels first, where that lessens the error of what reads them (needs data; the function stays the same).
     """
 
     name: ClassVar[str] = "quantize"
@@ -46,6 +48,7 @@ class Quantize(Pass):
     ranges: str = "mse"
     samples: int = 128
     exclude: tuple[str, ...] = ()
+    equalise: bool = True
 
     def __post_init__(self) -> None:
         for option, value, valid in (("scheme", self.scheme, SCHEMES), ("ranges", self.ranges, tuple(SEARCHES))):
@@ -66,6 +69,7 @@ class Quantize(Pass):
             UnsupportedError: a static operator, but no data to calibrate with.
             DataError: a weight, or an activation on a calibration sample, is not finite.
         """
+        model, equalised = self._equalised(model, ctx)
         graph = model.edit()
         found, remarks = candidates(graph, self.scheme, self.exclude)
         schemes = assign(graph, found, self.scheme, self.exclude)
@@ -76,7 +80,31 @@ class Quantize(Pass):
         activations = self._ranges(model, graph, schemes, ctx)
         weights |= widened(graph, found, weights, activations)
         plan = QuantPlan({node.name: scheme for node, scheme in schemes.items()}, activations, weights)
-        return PassResult(model.with_graph(graph, quant=plan), True, remarks)
+        return PassResult(model.with_graph(graph, quant=plan), True, (*remarks, *equalised))
+
+    def _equalised(self, model: Model, ctx: PassContext) -> tuple[Model, tuple[Diagnostic, ...]]:
+        """The model with its channels rescaled where that takes error away, and a remark for each place."""
+        data = ctx.data
+        if not self.equalise or data is None:
+            return model, ()
+        found, _ = candidates(model.graph, self.scheme, self.exclude)
+        schemes = {node.name: scheme for node, scheme in assign(model.graph, found, self.scheme, self.exclude).items()}
+        total = min(self.samples, len(data.train))
+        equal, places = equalise(
+            model,
+            schemes,
+            lambda: calibration_batches(model, data.train, self.samples, ctx.seed),
+            lambda done: ctx.progress(min(done, total), total, "equalising"),
+        )
+        return equal, tuple(
+            Diagnostic(
+                Severity.INFO,
+                "quantize.equalised",
+                place.where,
+                f"channels rescaled (share {place.share:g}): the error of what reads them falls from {place.before:.2g} to {place.after:.2g} of its square",
+            )
+            for place in places
+        )
 
     def _ranges(self, model: Model, graph: fx.GraphModule, schemes: dict[fx.Node, Scheme], ctx: PassContext) -> dict[str, TensorRange]:
         """The range of every tensor that a static operator reads or writes."""
