@@ -19,7 +19,7 @@ from edgesmith.passes.quantize.calibrate import calibration_batches, histograms
 from edgesmith.passes.quantize.equalise import equalise
 from edgesmith.passes.quantize.grids import grid_groups
 from edgesmith.passes.quantize.schemes import assign, candidates
-from edgesmith.passes.quantize.weights import put_on_grid, widened
+from edgesmith.passes.quantize.weights import put_on_grid, refuse_not_finite, widened
 
 SCHEMES = ("auto", "dynamic", "static")
 
@@ -69,30 +69,30 @@ class Quantize(Pass):
             UnsupportedError: a static operator, but no data to calibrate with.
             DataError: a weight, or an activation on a calibration sample, is not finite.
         """
-        model, equalised = self._equalised(model, ctx)
-        graph = model.edit()
-        found, remarks = candidates(graph, self.scheme, self.exclude)
-        schemes = assign(graph, found, self.scheme, self.exclude)
+        found, remarks = candidates(model.graph, self.scheme, self.exclude)
         if not found:
             nothing = Diagnostic(Severity.WARNING, "quantize.nothing", "", "no operator of this model can run in int8 by this scheme")
             return PassResult(model, False, (*remarks, nothing))
+        refuse_not_finite(model.graph, found)
+        model, equalised = self._equalised(model, assign(model.graph, found, self.scheme, self.exclude), ctx)
+        graph = model.edit()
+        found, _ = candidates(graph, self.scheme, self.exclude)
+        schemes = assign(graph, found, self.scheme, self.exclude)
         weights = put_on_grid(graph, found)
         activations = self._ranges(model, graph, schemes, ctx)
         weights |= widened(graph, found, weights, activations)
         plan = QuantPlan({node.name: scheme for node, scheme in schemes.items()}, activations, weights)
         return PassResult(model.with_graph(graph, quant=plan), True, (*remarks, *equalised))
 
-    def _equalised(self, model: Model, ctx: PassContext) -> tuple[Model, tuple[Diagnostic, ...]]:
+    def _equalised(self, model: Model, schemes: dict[fx.Node, Scheme], ctx: PassContext) -> tuple[Model, tuple[Diagnostic, ...]]:
         """The model with its channels rescaled where that takes error away, and a remark for each place."""
         data = ctx.data
         if not self.equalise or data is None:
             return model, ()
-        found, _ = candidates(model.graph, self.scheme, self.exclude)
-        schemes = {node.name: scheme for node, scheme in assign(model.graph, found, self.scheme, self.exclude).items()}
         total = min(self.samples, len(data.train))
         equal, places = equalise(
             model,
-            schemes,
+            {node.name: scheme for node, scheme in schemes.items()},
             lambda: calibration_batches(model, data.train, self.samples, ctx.seed),
             lambda done: ctx.progress(min(done, total), total, "equalising"),
         )

@@ -20,12 +20,21 @@ LARGEST_BIAS_STEPS = 2.0**30
 """Runtimes add round(bias / (input scale x weight scale)) in int32: half of its extent is the bias's, half the products'."""
 
 
-def put_on_grid(graph: fx.GraphModule, quantized: Candidates) -> dict[str, WeightGrid]:
-    """Replace the weight of each of ``quantized`` in ``graph`` by its nearest grid values; tied weights stay tied.
+def refuse_not_finite(graph: fx.GraphModule, quantized: Candidates) -> None:
+    """See that the weights of ``quantized`` are numbers.
 
     Raises:
-        DataError: a weight is not finite.
+        DataError: one is not finite; the message names the layer.
     """
+    for node, kind in quantized.items():
+        attribute = kind.argument(node, kind.weight)
+        assert attribute is not None
+        if not bool(torch.isfinite(graphs.tensor(graph, str(attribute.target))).all()):
+            raise DataError("a weight is NaN or infinite", where=graphs.source(node))
+
+
+def put_on_grid(graph: fx.GraphModule, quantized: Candidates) -> dict[str, WeightGrid]:
+    """Replace the weight of each of ``quantized`` in ``graph`` by its nearest grid values; tied weights stay tied."""
     grids: dict[str, WeightGrid] = {}
     done: dict[int, tuple[torch.Tensor, WeightGrid]] = {}
     for node, kind in quantized.items():
@@ -36,16 +45,14 @@ def put_on_grid(graph: fx.GraphModule, quantized: Candidates) -> dict[str, Weigh
             continue
         old = graphs.tensor(graph, name)
         if id(old) not in done:
-            done[id(old)] = _gridded(old, kind.axis, graphs.source(node))
+            done[id(old)] = _gridded(old, kind.axis)
         new, grids[name] = done[id(old)]
         graphs.add_tensor(graph, name, new)
     return grids
 
 
-def _gridded(weight: torch.Tensor, axis: int, where: str) -> tuple[torch.Tensor, WeightGrid]:
+def _gridded(weight: torch.Tensor, axis: int) -> tuple[torch.Tensor, WeightGrid]:
     values = weight.detach().numpy()
-    if not np.isfinite(values).all():
-        raise DataError("a weight is NaN or infinite", where=where)
     grid = weight_grid(values, axis)
     new = torch.from_numpy(fake_quantize(values, grid))
     plan = WeightGrid(tuple(grid.scale.tolist()), axis)
