@@ -12,7 +12,6 @@ from edgesmith.compiler.buildfile import DataSpec
 from edgesmith.compiler.data import Data, Split
 from edgesmith.compiler.errors import DataError
 from edgesmith.compiler.frontends.arrays import from_arrays, make_split, read_npz
-from edgesmith.compiler.frontends.images import read_images
 from edgesmith.compiler.frontends.splits import complete
 from edgesmith.compiler.frontends.user_code import Running, call
 from edgesmith.compiler.model import Model
@@ -37,6 +36,8 @@ def load_data(spec: DataSpec, model: Model, seed: int = 0, *, classification: bo
     elif path.suffix == ".npz":
         data = read_npz(path, names, seed)
     else:
+        from edgesmith.compiler.frontends.images import read_images
+
         data = read_images(spec, seed)
     if spec.source.function:
         with Running(path, DataError):  # transforms are the user's too

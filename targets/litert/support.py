@@ -82,7 +82,8 @@ def _lowered(target: OpOverload) -> bool:
 
 @cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions().items())
+    """The converter's table. What it adds for composite operators is left out: a trace below autograd takes those apart by itself."""
+    table: dict[Any, Callable[..., Any]] = torch._decomp._core_aten_decompositions_post_autograd()
     table.update(torch._decomp.get_decompositions([_overload(name) for name in ALSO_DECOMPOSED]))
     for name in (*NOT_DECOMPOSED, *REPLACED):
         table.pop(_overload(name), None)
