@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,14 +61,19 @@ def ran_by(target: Target, runner: str) -> Target:
     return type("Other", (type(target),), {"runner": Path(__file__).with_name(runner)})()
 
 
-def slower(file: Path, target: Target, share: float) -> Path:
-    """A copy of ``file`` that takes ``share`` longer."""
-    folder = file.parent / f"slower_{share:g}"
+def beside(file: Path, about: dict[str, object], name: str) -> Path:
+    """A copy of ``file`` in a folder ``name``, with what its runner reads beside it."""
+    folder = file.parent / name
     folder.mkdir(exist_ok=True)
     copy = folder / file.name
     shutil.copyfile(file, copy)
-    Path(f"{copy}.slowed").write_text(json.dumps({"runner": str(target.runner), "share": share}))
+    Path(f"{copy}.about").write_text(json.dumps(about))
     return copy
+
+
+def slower(file: Path, target: Target, share: float) -> Path:
+    """A copy of ``file`` that takes ``share`` longer."""
+    return beside(file, {"runner": str(target.runner), "share": share}, f"slower_{share:g}")
 
 
 def _busy(seed: int) -> None:
@@ -161,74 +166,19 @@ def verdicts(files: dict[str, Path], folder: Path, count: int) -> None:
         print(f"| {name} | {sum(tally.values())} | " + ", ".join(f"{tally[v]} {v.value}" for v in Verdict) + f" | {refuted} | {known} |", flush=True)
 
 
-def _bare_loop(name: str, file: Path) -> tuple[Callable[[], object], object]:
-    """One call in this process, written as the runtime's own documentation does, with no code of ours."""
-    if name == "onnxruntime":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        feed = {i.name: np.random.default_rng(0).standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
-        return lambda: session.run(None, feed), session
-    if name == "litert":
-        from ai_edge_litert.interpreter import Interpreter
-
-        interpreter = Interpreter(model_path=str(file), num_threads=1)
-        interpreter.allocate_tensors()
-        (detail,) = interpreter.get_input_details()
-        (out,) = interpreter.get_output_details()
-        value = np.random.default_rng(0).standard_normal(detail["shape"]).astype(np.float32)
-
-        def call() -> object:
-            interpreter.set_tensor(detail["index"], value)
-            interpreter.invoke()
-            return interpreter.get_tensor(out["index"])
-
-        return call, interpreter
-    from executorch.extension.pybindings import _portable_lib
-
-    _portable_lib._unsafe_reset_threadpool(1)
-    program = _portable_lib._load_program(str(file))
-    method = program.load_method("forward")
-    value = torch.randn(tuple(method.method_meta().input_tensor_meta(0).sizes()))
-    return lambda: method([value]), (program, method)
-
-
-def _own(name: str, file: str, seconds: float, core: int, result: multiprocessing.connection.Connection) -> None:
-    import os
-
-    os.sched_setaffinity(0, {core})
-    call, _ = _bare_loop(name, Path(file))
-    times = []
-    for _ in range(20):
-        call()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter_ns()
-        call()
-        times.append(time.perf_counter_ns() - began)
-    result.send(float(np.median(times)) / 1e6)
-
-
 def own(files: dict[str, Path], tiny: dict[str, Path]) -> None:
-    """Ours against a bare loop of the runtime's own, taking turns; and the difference in microseconds on a model that does next to nothing."""
-    context = multiprocessing.get_context("spawn")
+    """Ours against the runtime called as its own documentation does it, in one run; and the difference in microseconds on a model that does next to nothing."""
     for name in TARGETS:
+        target = registry.target(name)
         for what, file in (("10 ms", files[name]), ("tiny", tiny[name])):
-            ratios, differences = [], []
-            for _ in range(5):
-                profile = measure(file, limit_s=4.0, memory=False)
-                core = int(profile.environment["pinned_cores"])
-                here, there = context.Pipe()
-                process = context.Process(target=_own, args=(name, str(file), 2.0, core, there))
-                process.start()
-                bare_ms = here.recv()
-                process.join()
-                ours_ms = profile.latency_ms(50).value
-                ratios.append(ours_ms / bare_ms)
-                differences.append((ours_ms - bare_ms) * 1e3)
-            print(f"| {name} | {what} | {ours_ms:.4g} ms | {np.median(ratios) - 1:+.1%} | {np.median(differences):+.1f} us |")
+            bare, ours = (beside(file, {"runner": str(target.runner), "bare": bare}, f"bare_{bare}") for bare in (True, False))
+            comparison = compare((bare, ours), target=ran_by(target, "bare_runner.py"), limit_s=30.0, precision=0.005)
+            ratio, bare_ms = comparison.ratio(), comparison.profiles[0].latency_ms(50).value
+            extra_us = 1e3 * bare_ms * (ratio.value - 1)
+            print(
+                f"| {name} | {what} | {bare_ms:.4g} ms | {ratio.value - 1:+.2%} [{ratio.low - 1:+.2%}, {ratio.high - 1:+.2%}] | {extra_us:+.2f} us |",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -240,7 +190,7 @@ def main() -> None:
     print(", ".join(f"{key}: {value}" for key, value in environment().items()))
     with tempfile.TemporaryDirectory(prefix="edgesmith-measuring-") as folder:
         made: dict[str, dict[str, Path]] = {}
-        for size, model in {"two_ms": network(32, 3), "ten_ms": network(48, 7), "tiny": network(4, 1)}.items():
+        for size, model in {"two_ms": network(32, 3), "ten_ms": network(56, 9), "tiny": network(4, 1)}.items():
             place = Path(folder) / size
             place.mkdir()
             made[size] = {name: registry.target(name).lower(model, place).path for name in TARGETS}

@@ -1,6 +1,6 @@
 """Runs a file as its own target's runner does, and then waits for a share of the time that took: a slowdown of a known size.
 
-Beside ``model.onnx`` lies ``model.onnx.slowed``, JSON: ``runner``, the target's runner file, and ``share`` (0.05 is 5 % slower).
+Beside ``model.onnx`` lies ``model.onnx.about``, JSON: ``runner``, the target's runner file, and ``share`` (0.05 is 5 % slower).
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ from pathlib import Path
 
 class Session:
     def __init__(self, path, threads):
-        about = json.loads(Path(f"{path}.slowed").read_text())
+        about = json.loads(Path(f"{path}.about").read_text())
         spec = importlib.util.spec_from_file_location("edgesmith_inner_runner", about["runner"])
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -1,0 +1,68 @@
+"""Runs a file as its own target's runner does, or bare: the calls that the runtime's documentation shows, on one random input, with no code of ours.
+
+Beside ``model.onnx`` lies ``model.onnx.about``, JSON: ``runner``, the target's runner file, and ``bare``.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def onnxruntime_call(path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {i.name: np.random.default_rng(0).standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
+    return lambda: session.run(None, feed)
+
+
+def litert_call(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=path, num_threads=1)
+    interpreter.allocate_tensors()
+    (detail,) = interpreter.get_input_details()
+    (out,) = interpreter.get_output_details()
+    value = np.random.default_rng(0).standard_normal(detail["shape"]).astype(np.float32)
+
+    def call():
+        interpreter.set_tensor(detail["index"], value)
+        interpreter.invoke()
+        return interpreter.get_tensor(out["index"])
+
+    return call
+
+
+def executorch_call(path):
+    import torch
+    from executorch.extension.pybindings import _portable_lib
+
+    _portable_lib._unsafe_reset_threadpool(1)
+    program = _portable_lib._load_program(path)
+    method = program.load_method("forward")
+    value = torch.randn(tuple(method.method_meta().input_tensor_meta(0).sizes()))
+    return lambda: (method([value]), program)
+
+
+CALLS = {".onnx": onnxruntime_call, ".tflite": litert_call, ".pte": executorch_call}
+
+
+class Session:
+    def __init__(self, path, threads):
+        about = json.loads(Path(f"{path}.about").read_text())
+        spec = importlib.util.spec_from_file_location("edgesmith_inner_runner", about["runner"])
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        inner = module.Session(path, threads)
+        self.runtime_version, self.inputs, self.outputs = inner.runtime_version, inner.inputs, inner.outputs
+        if about["bare"]:
+            del inner
+            call = CALLS[Path(path).suffix](path)
+            self.run = lambda inputs: call()
+        else:
+            self.run = inner.run
