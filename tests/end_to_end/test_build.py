@@ -139,6 +139,14 @@ def test_an_unchanged_build_does_not_import_torch(project: Path, built: Any) -> 
     assert done.stdout.strip() == "False"
 
 
+def test_a_budget_that_nothing_meets_is_missed_and_the_artifact_is_kept(project: Path, built: Any) -> None:
+    done = command(project, "build", "--set", "budget.size_mb=0.001", "--out", "tight")
+    assert done.returncode == 1, done.stderr
+    assert "size_mb" in done.stdout
+    assert (project / "tight" / "model.onnx").is_file()
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_a_killed_build_continues_where_it_was(project: Path, built: Any) -> None:
     passes = 'pipeline.passes=["fold-constants", "prune{ratio=0.5,importance=l1}", "slow.py:Slow"]'
     arguments = [sys.executable, "-c", "from edgesmith.compiler.cli import main; main()", "build", "--out", "killed", "--set", passes]

@@ -145,12 +145,15 @@ def test_time_goes_where_the_arithmetic_is(profiles: dict[Scheme, OperatorProfil
 
 
 def test_what_profiling_itself_costs_is_taken_off(tmp_path: Path) -> None:
-    """It is 3 us an operator, here four times what the operators take."""
+    """It is 3 us an operator, here four times what the operators take; of three looks one finds the machine quiet enough."""
     path = chain(tmp_path, 200)
-    found = profile_operators(path, limit_s=1.0)
-    assert len(found.operators) == 200
-    assert found.instrumented_ms > 4 * found.whole_ms
-    assert 0.1 < found.total_ms / found.whole_ms < 4, "nearer to the whole run than to the instrumented one"
+    for _ in range(3):
+        found = profile_operators(path, limit_s=1.0)
+        assert len(found.operators) == 200
+        assert found.instrumented_ms > 4 * found.whole_ms
+        if 0.5 < found.total_ms / found.whole_ms < 1.6:
+            break
+    assert 0.5 < found.total_ms / found.whole_ms < 1.6
 
 
 @pytest.mark.parametrize("runs", [1, 2, 13])
