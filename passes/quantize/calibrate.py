@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgesmith.compiler.data import Split
 from edgesmith.compiler.errors import DataError
 from edgesmith.compiler.model import Model
 from edgesmith.kernels.ranges import Histogram
+from edgesmith.passes.quantize.visit import Look, visit
 
 BATCH = 16
 
@@ -48,20 +49,6 @@ def _checked(model: Model, arrays: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(batch)
 
 
-class _Watcher(fx.Interpreter):
-    """Runs a graph, hands each watched tensor on as soon as it is there, and frees every tensor after its last reader."""
-
-    def __init__(self, graph: fx.GraphModule, watch: Mapping[fx.Node, Callable[[torch.Tensor], None]]) -> None:
-        super().__init__(graph)
-        self._watch = watch
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n in self._watch:
-            self._watch[n](result)
-        return result
-
-
 def not_finite(node: fx.Node) -> DataError:
     """What to raise where ``node`` gives something that no grid can hold."""
     return DataError("a calibration sample gives NaN or infinity", where=graphs.source(node), hint="check the data and the weights")
@@ -77,20 +64,14 @@ def histograms(
     """
     found = {node: Histogram() for node in watched}
 
-    def watcher(node: fx.Node) -> Callable[[torch.Tensor], None]:
-        def watch(value: torch.Tensor) -> None:
+    def counted(node: fx.Node) -> Look:
+        def look(args: tuple[Any, ...], kwargs: dict[str, Any], result: torch.Tensor) -> None:
             try:
-                found[node].update(value.numpy())
+                found[node].update(result.numpy())
             except ValueError as error:
                 raise not_finite(node) from error
 
-        return watch
+        return look
 
-    runner = _Watcher(graph, {node: watcher(node) for node in watched})
-    done = 0
-    with torch.no_grad():
-        for batch in batches:
-            runner.run(*batch)
-            done += len(batch[0])
-            progress(done)
+    visit(graph, {node: counted(node) for node in watched}, batches, progress)
     return found

@@ -21,6 +21,7 @@ from torch import fx
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes
 from edgesmith.compiler.axes.rescale import Stretch, rescaled, stretches
+from edgesmith.compiler.instruments import compare_outputs, flat_outputs
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.simulate import fake_quantize, fake_quantize_tensor
@@ -38,6 +39,9 @@ LARGEST_FACTOR = 2.0**16
 CLIPS = (1.0, 0.7, 0.45)
 """Shares of a static range that are tried: what a search for ranges will find anyway is no merit of the factors."""
 
+SAME = 1e-4
+"""Outputs before and after differ by at most this share of the largest: factors are rounded to float32 on their way through every layer."""
+
 Floats = npt.NDArray[np.float64]
 Batches = Callable[[], Iterator[tuple[torch.Tensor, ...]]]
 """The calibration batches, from the first one on."""
@@ -54,7 +58,12 @@ class Equalised:
 
 
 def equalise(model: Model, schemes: Mapping[str, Scheme], batches: Batches, done: Callable[[int], None]) -> tuple[Model, tuple[Equalised, ...]]:
-    """``model`` with the channels rescaled that its INT8 operators read (``schemes``, by node name), and which those are."""
+    """``model`` with the channels rescaled that its INT8 operators read (``schemes``, by node name), and which those are.
+
+    Raises:
+        DataError: an activation is not finite.
+        NumericsError: the rescaled model computes something else.
+    """
     found = [_Candidate.of(model.graph, stretch, schemes) for stretch in stretches(Axes.of(model))]
     candidates = [candidate for candidate in found if candidate.readers]
     if not candidates:
@@ -69,7 +78,10 @@ def equalise(model: Model, schemes: Mapping[str, Scheme], batches: Batches, done
         if best is not None:
             rescaled(graph, candidate.stretch, candidate.factors[best])
             chosen.append(Equalised(candidate.where, SHARES[best], candidate.relative(-1), candidate.relative(best)))
-    return (model.with_graph(graph) if chosen else model), tuple(chosen)
+    result = model.with_graph(graph) if chosen else model
+    inputs = next(iter(batches()))
+    compare_outputs(flat_outputs(model, inputs), flat_outputs(result, inputs), SAME)
+    return result, tuple(chosen)
 
 
 @dataclass

@@ -14,12 +14,14 @@ from torch.nn import functional as F
 from edgesmith.compiler.axes import Axes
 from edgesmith.compiler.axes.rescale import rescaled, stretches
 from edgesmith.compiler.data import PassData, Split
+from edgesmith.compiler.errors import NumericsError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
 from edgesmith.compiler.quantplan import TensorRange
 from edgesmith.compiler.simulate import DynamicGrid, simulated
 from edgesmith.kernels.affine import activation_grid, ends
 from edgesmith.passes.graph.fold_batch_norm import FoldBatchNorm
+from edgesmith.passes.quantize import equalise
 from edgesmith.passes.quantize.quantize import Quantize
 
 ALLOWED_DROP = 0.01
@@ -164,10 +166,17 @@ def test_planted_outlier_channels_are_seen_and_equalised(trained: Model, factor:
     spoiled = planted(trained, factor)
     x = torch.from_numpy(TEST.inputs[0])
     assert (spoiled(x) - trained(x)).abs().max() < 1e-3
-    naive, ours = (Quantize(scheme=scheme, ranges="minmax", equalise=equalise).run(spoiled, CONTEXT).model for equalise in (False, True))
+    naive, ours = (Quantize(scheme=scheme, ranges="minmax", equalise=equal).run(spoiled, CONTEXT).model for equal in (False, True))
     assert accuracy(ours) >= accuracy(trained) - 0.005
     if factor > 100 and scheme == "static":
         assert accuracy(naive) < accuracy(trained) - 0.05
+
+
+@pytest.mark.parametrize("trained", [Transformer], indirect=True)
+def test_a_wrong_rescaling_stops_the_pass(trained: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equalise, "rescaled", lambda graph, stretch, scales: rescaled(graph, replace(stretch, read=()), scales))
+    with pytest.raises(NumericsError):
+        Quantize().run(planted(trained, 1024.0), CONTEXT)
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_seed_another(trained: Model) -> None:

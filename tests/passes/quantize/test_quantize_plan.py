@@ -370,11 +370,11 @@ def test_calibration_frees_what_it_has_seen() -> None:
     layers = [nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(40)]
     model = Model.from_module(nn.Sequential(*layers), (torch.randn(2, 4, 8, 8),))
     graph = model.edit()
-    from edgesmith.passes.quantize import calibrate
+    from edgesmith.passes.quantize import visit
 
     alive: list[int] = []
 
-    class Counting(calibrate._Watcher):
+    class Counting(visit._Visitor):
         def run_node(self, n: torch.fx.Node) -> object:
             result = super().run_node(n)
             alive.append(sum(isinstance(v, torch.Tensor) and k.op == "call_function" for k, v in self.env.items()))
