@@ -21,10 +21,12 @@ check: setup
 	$(BIN)/mypy
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow and not alone'
+	$(BIN)/python -m pytest -q -m 'alone and not slow'
 
 test-full: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m ''
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not alone'
+	$(BIN)/python -m pytest -q -m alone
 
 clean:
 	rm -rf .venv out build dist src/edgesmith.egg-info

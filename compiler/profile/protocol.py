@@ -30,8 +30,10 @@ from edgesmith.compiler.target import Artifact, Target
 ROUNDS = 5
 """Fresh processes of every artifact before anything is looked at."""
 MORE_ROUNDS = 1.5
-TURNS = 6
-BLOCK_S = 0.025
+ROUND_S = 0.3
+"""Timed calls of an artifact in a round."""
+BLOCK_S, PAIRED_BLOCK_S = 0.025, 0.005
+"""Timed calls in a row, of one artifact alone and of several in turn: the shorter, the less the machine changes from one to the next."""
 BLOCK_CALLS = 3
 SETTLE_S = 0.05
 """Calls longer than this need no untimed call after another artifact had the core."""
@@ -41,7 +43,8 @@ WARM_UP_CALLS = 10
 WARM_UP_CHANGE = 0.02
 ROUND_SHARE = 0.15
 """A round's timed calls take at most this share of the limit, its warm-up half as much."""
-PRECISION = 0.02
+PRECISION = {50: 0.02, 90: 0.1}
+"""How well percentiles shall be known where no budget says which matters."""
 RATIO_PRECISION = 0.01
 SAMPLES = 8
 OFFICIAL_QUERIES, OFFICIAL_S, OFFICIAL_MOST_S = 1024, 60.0, 600.0
@@ -63,9 +66,10 @@ def measure(  # noqa: PLR0913 - all but the first are by name
     """Time ``artifact`` and, if ``memory``, count its memory, in fresh processes pinned to ``threads`` cores.
 
     Each of at least five processes loads the file, calls it until the median of ten calls changes by less than 2 %, and is timed in
-    blocks with a canary (a fixed piece of work) before and after each. A block whose canary drifts is timed again, and a call during
-    which the kernel gave the core to another process does not count. Processes are added until the verdict on ``budget``'s latency is
-    decided (where it names none, until the 95 % interval of the median is within 2 %), or ``limit_s`` seconds are spent.
+    blocks with a canary (a fixed piece of work) before and after each. A block counts if its canaries took at most 10 % longer than the fastest
+    of all, or else is timed again; a call during which the kernel gave the core to another process does not count. Processes are added until
+    the verdict on ``budget``'s latency is decided (where it names none, until the 95 % interval of the median is within 2 % and that of the
+    90th percentile within 10 %), or ``limit_s`` seconds are spent.
     ``samples`` (one array of N samples per input) are run in turn; without them the inputs are random. With ``official``, the MLPerf
     Mobile single-stream scenario instead: one process, one query after the other, at least 1 024 of them and 60 s, every one shown.
 
@@ -96,8 +100,9 @@ def compare(
 ) -> Comparison:
     """Time ``artifacts`` against each other, in one run.
 
-    As ``measure``, with a process of every artifact alive in each round, all on the same cores, and their blocks interleaved in the order ABBA.
-    Rounds are added until the 95 % interval of every ratio to the first is within ``precision``, or ``limit_s`` seconds are spent. Without
+    As ``measure``, with a process of every artifact alive in each round, all on the same cores, and short blocks interleaved in the order ABBA. A block
+    whose canaries differ by more than 30 % is timed again; a machine that is slow for all of them alike is as good as a fast one. Rounds are added
+    until the 95 % interval of every ratio to the first is within ``precision``, or ``limit_s`` seconds are spent, two rounds at least. Without
     ``samples`` every artifact gets the same random inputs.
 
     Raises:
@@ -137,8 +142,8 @@ def _settled(profile: Profile, budget: Budget | None) -> bool:
         return all(
             finding.verdict is not Verdict.UNKNOWN for finding in judge(Budget(budget.latency_ms, budget.percentile), profile, None, device=profile.device)
         )
-    p50 = profile.latency_ms(50)
-    return p50.high - p50.low <= 2 * PRECISION * p50.value
+    known = {percentile: profile.latency_ms(percentile) for percentile in PRECISION}
+    return all(found.high - found.low <= 2 * PRECISION[percentile] * found.value for percentile, found in known.items())
 
 
 @dataclass(frozen=True)
@@ -176,13 +181,14 @@ class _Trial:
         self.samples: list[Sequence[Array] | None] = [None if samples is None else [array[:SAMPLES] for array in samples]] * len(entrants)
         self.limit_s, self.end_s = limit_s, time.monotonic() + limit_s
         self.recording = Recording()
+        self.block_s, self.least_rounds = (BLOCK_S, 1) if len(entrants) == 1 else (PAIRED_BLOCK_S, 2)
         self.seen = tuple(_Seen() for _ in entrants)
 
     def run(self, enough: Callable[[], bool]) -> None:
         """Rounds until ``enough`` says so, or the time is over; it is asked rarely, because every look is a chance to be wrong."""
         done, planned = 0, ROUNDS
         while True:
-            while done < planned and (done == 0 or time.monotonic() < self.end_s):
+            while done < planned and (done < self.least_rounds or time.monotonic() < self.end_s):
                 self._round(done)
                 done += 1
             if done < planned or enough():
@@ -227,21 +233,27 @@ class _Trial:
         with self._sessions(number) as sessions:
             places = list(range(len(sessions)))
             call_s = max(self._warm_up(session, ROUND_SHARE / 2 / len(sessions) * self.limit_s) for session in sessions)
-            block_s = max(BLOCK_S, BLOCK_CALLS * call_s)
-            turns = min(TURNS, max(1, int(ROUND_SHARE * self.limit_s / (2 * len(sessions) * block_s))))
+            timed_s = min(ROUND_S, ROUND_SHARE * self.limit_s / len(sessions))
+            turns = max(1, int(timed_s / (2 * max(self.block_s, BLOCK_CALLS * call_s))))
             settle = 1 if len(sessions) > 1 and call_s < SETTLE_S else 0
             for turn in range(turns):
                 order = places if turn % 2 == 0 else places[::-1]
                 for place in (*order, *order[::-1]):
                     self._block(sessions[place], place, number, turn, settle)
-                if time.monotonic() > self.end_s:
+                if number >= self.least_rounds and time.monotonic() > self.end_s:
                     break
 
     def _block(self, session: RunnerSession, place: int, number: int, turn: int, settle: int) -> None:
         for _ in range(REPEATS):
             least = BLOCK_CALLS if time.monotonic() < self.end_s else 1
-            if self.recording.add(Block(place, number, turn, session.time(BLOCK_S, least, settle))) or time.monotonic() > self.end_s:
+            block = Block(place, number, turn, session.time(self.block_s, least, settle))
+            self.recording.add(block)
+            if self._counts(block) or time.monotonic() > self.end_s:
                 return
+
+    def _counts(self, block: Block) -> bool:
+        """Ratios need a machine that is the same for all, times of one artifact one that is as fast as it can be."""
+        return block.steady if len(self.entrants) > 1 else self.recording.unloaded(block)
 
     def _warm_up(self, session: RunnerSession, limit_s: float) -> float:
         """Call until the running median is stable or ``limit_s`` is spent; seconds of one call."""
@@ -268,14 +280,14 @@ class _Trial:
     def profile(self, place: int, least_kept: float = LEAST_KEPT) -> Profile:
         """Everything seen of one entrant: the calls that count, or all of them if these are fewer than ``least_kept``."""
         seen = self.seen[place]
-        blocks, calls, kept = self.recording.kept(place, least_kept)
+        rounds, calls, kept = self.recording.kept(place, least_kept)
         return Profile(
             device=self.device,
             threads=self.threads,
             runtime_version=seen.runtime_version,
             samples_ns=np.concatenate(calls),
             block_sizes=tuple(map(len, calls)),
-            rounds=tuple(block.round for block in blocks),
+            rounds=tuple(rounds),
             kept=kept,
             load_ms=median(seen.loads_ms),
             memory=None,

@@ -20,16 +20,19 @@ from typing import Any
 from edgesmith.compiler.errors import EdgesmithError, MissingExtraError, RunnerError, UnsupportedError
 
 WORKER = Path(__file__).with_name("worker.py")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 LOG_LINES = 12
 QUIT_S = 5.0
 READ_BYTES = 1 << 16
 
 
 def _environment(threads: int, variables: Mapping[str, str]) -> dict[str, str]:
-    """That of this process, but for what decides how the runtime's threads run and wait, and how it allocates; and ``variables``."""
+    """That of this process, but for what decides how the runtime's threads run and wait, and how it allocates; and ``variables``.
+
+    OpenBLAS computes the canary, on one thread.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY" and not name.startswith("MALLOC_")}
-    return {**kept, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **variables}
+    return {**kept, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "OPENBLAS_NUM_THREADS": "1", **variables}
 
 
 class WorkerProcess:

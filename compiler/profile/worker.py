@@ -63,7 +63,7 @@ ProfilerClass: TypeAlias = Any
 Array: TypeAlias = np.ndarray[Any, Any]
 
 IDLE_PROBE_S = 0.05
-CANARY_TIMES, CANARY_SWEEPS = 15, 4
+CANARY_TIMES = 5
 STAT = Path("/proc/stat")
 STATUS, SMAPS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/smaps"), Path("/proc/self/clear_refs")
 OF_NO_FILE = frozenset({"Private_Dirty", "Swap"})
@@ -214,20 +214,19 @@ def lost_cores() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-CANARY_IN = np.linspace(0.5, 1.5, 1 << 15, dtype=np.float32)
-CANARY_OUT = np.empty_like(CANARY_IN)
+CANARY = np.linspace(-1.0, 1.0, 192 * 192, dtype=np.float32).reshape(192, 192)
+CANARY_OUT = np.empty_like(CANARY)
 
 
 def canary() -> int:
-    """Nanoseconds of a fixed piece of work that fits the second-level cache, the median of 15 times: half a millisecond in all.
+    """Nanoseconds of a product of matrices that fit the second-level cache, the median of five: a millisecond in all.
 
-    It slows down when the core's clock does, and when a neighbour takes a share of the core's units or of its cache.
+    It slows down about as a model does when the core's clock does, and when a neighbour takes a share of the core's units or of its cache.
     """
     clock, times = time.perf_counter_ns, []
     for _ in range(CANARY_TIMES):
         start = clock()
-        for _ in range(CANARY_SWEEPS):
-            np.multiply(CANARY_IN, 1.0001, out=CANARY_OUT)
+        np.matmul(CANARY, CANARY, out=CANARY_OUT)
         times.append(clock() - start)
     return sorted(times)[CANARY_TIMES // 2]
 

@@ -61,6 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
+@pytest.mark.alone
 def test_more_work_is_a_regression_and_less_is_none(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     small, large = map(str, files)
     junit = tmp_path / "gate.xml"
@@ -83,6 +84,7 @@ def test_without_a_baseline_the_result_is_informational(files: tuple[Path, Path]
     assert capsys.readouterr().out.startswith("INFO  model.onnx: ")
 
 
+@pytest.mark.alone
 def test_reports_whose_artifacts_are_there_are_timed_again(files: tuple[Path, Path], tmp_path: Path) -> None:
     reports = []
     for name, file in zip(("base", "new"), files, strict=True):

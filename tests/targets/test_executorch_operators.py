@@ -127,12 +127,14 @@ def test_the_cut_covers_every_operator_once(tiny: tuple[nn.Module, Path]) -> Non
     assert len(whole.pieces) == len(single.pieces) == sum(len(s.units) for s in whole.segments)
 
 
+@pytest.mark.alone
 def test_times_follow_the_work(lopsided: Path) -> None:
     """64 x 256 x 1024 multiplications against 64 x 64 x 256: sixteen times, of which overhead and caches may take half."""
     rows = {row["sources"][0]: median(row) for row in profiled(lopsided, runs=15) if "FullyConnected" in row["kind"]}
     assert 5 < rows["large"] / rows["small"] < 40
 
 
+@pytest.mark.alone
 def test_operators_together_take_what_the_file_takes(lopsided: Path) -> None:
     """Within 25 %: this test runs beside others; the benchmark holds files of its own to 10 %."""
     profiler = Profiler(str(lopsided), threads=1)

@@ -108,6 +108,7 @@ def test_an_int8_file_shows_its_conversions_and_what_xnnpack_makes_one_operator_
     assert ("Invalid Unary Op", "DEQUANTIZE 11 + GELU 12 + QUANTIZE 13", "int8", ["first", "gelu"], "XNNPACK") in rows
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["plain", "int8"])
 def test_the_operators_add_up_to_the_run_and_are_put_on_the_fast_path_or_off_it(kind, request):
     profile = profile_operators(request.getfixturevalue(kind), limit_s=2)

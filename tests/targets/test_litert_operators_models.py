@@ -58,6 +58,7 @@ def model(request):
     return FoldBatchNorm().run(Model.from_module(randomise_norms(module), inputs), PassContext()).model
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("scheme", ["float", "static", "dynamic"])
 def test_operators_add_up_and_name_their_layers(model, scheme, tmp_path):
     if scheme != "float":

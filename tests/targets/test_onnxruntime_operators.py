@@ -137,6 +137,7 @@ def test_a_fused_sum_belongs_to_the_operator_that_adds_it(tmp_path: Path) -> Non
     assert {"join", "end"} & set(computing[1]) <= {"join"} and {"join", "end"} & set(computing[2]) <= {"end"}
 
 
+@pytest.mark.alone
 def test_time_goes_where_the_arithmetic_is(profiles: dict[Scheme, OperatorProfile]) -> None:
     """``first`` has 48 x 192 weights, ``big`` 2.5 times as many; a norm of 48 channels reads 1 in 192 of what ``first`` multiplies."""
     times = {o.sources: o.ms for o in profiles[Scheme.FLOAT].operators if o.kind in {"Gemm", "LayerNormalization"}}
@@ -144,6 +145,7 @@ def test_time_goes_where_the_arithmetic_is(profiles: dict[Scheme, OperatorProfil
     assert times["norm",] < 0.5 * times["first",]
 
 
+@pytest.mark.alone
 def test_what_profiling_itself_costs_is_taken_off(tmp_path: Path) -> None:
     """It is 3 us an operator, here four times what the operators take; of three looks one finds the machine quiet enough."""
     path = chain(tmp_path, 200)
@@ -291,6 +293,7 @@ def bert() -> tuple[nn.Module, tuple[np.ndarray, ...]]:
     return Called(transformers.BertForSequenceClassification(config), "input_ids", "attention_mask"), (rng.integers(0, 1000, (16, 48)), mask)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("made", [digits, resnet, mobilenet, bert])
 def test_operators_add_up_to_the_run_and_carry_sources(made: Callable[[], tuple[nn.Module, tuple[np.ndarray, ...]]], tmp_path: Path) -> None:

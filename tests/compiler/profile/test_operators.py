@@ -71,6 +71,7 @@ ROWS = (
 )
 
 
+@pytest.mark.alone
 def test_medians_shares_categories_and_sources(tmp_path: Path) -> None:
     found = profile_operators(script(tmp_path, *ROWS), target=Placed(), limit_s=0.4)
     assert [operator.name for operator in found.operators] == [r["name"] for r in ROWS]

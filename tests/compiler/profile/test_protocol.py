@@ -48,6 +48,7 @@ def script(tmp_path: Path, **what: object) -> Path:
     return path
 
 
+@pytest.mark.alone
 def test_a_known_distribution_is_found(tmp_path: Path) -> None:
     path = script(tmp_path, sleep_ms=[1.0] * 8 + [3.0] * 2, touch_mb=30)
     profile = measure(path, target=Scripted(), limit_s=8.0)
@@ -56,12 +57,13 @@ def test_a_known_distribution_is_found(tmp_path: Path) -> None:
     assert 3.0 <= p90.low <= p90.value <= p90.high and p90.value < 6.0
     assert sum(profile.block_sizes) == len(profile.samples_ns)
     assert len(profile.rounds) == len(profile.block_sizes)
-    assert set(profile.rounds) >= set(range(2))
+    assert len(set(profile.rounds)) >= 2
     assert profile.memory is not None and len(profile.memory.processes) == 2
     assert profile.memory.dirty_bytes.value == pytest.approx(30e6, rel=0.01)
     assert profile.environment["inputs"] == "random"
 
 
+@pytest.mark.alone
 def test_a_clear_verdict_needs_no_more_than_the_first_rounds(tmp_path: Path) -> None:
     budget = Budget(latency_ms=100.0, percentile=50)
     profile = measure(script(tmp_path, sleep_ms=[1.0]), target=Scripted(), budget=budget, samples=(np.zeros((1, 2), np.float32),), limit_s=120.0, memory=False)
@@ -69,7 +71,7 @@ def test_a_clear_verdict_needs_no_more_than_the_first_rounds(tmp_path: Path) -> 
     assert [finding.verdict for finding in judge(budget, profile, 1)] == [Verdict.MET]
     (finding,) = judge(Budget(latency_ms=0.2, percentile=50), profile, 1)
     assert finding.verdict is (Verdict.MISSED if profile.kept >= LEAST_KEPT else Verdict.UNKNOWN)
-    assert set(profile.rounds) == set(range(protocol.ROUNDS))
+    assert set(profile.rounds) <= set(range(protocol.ROUNDS))
     assert profile.environment["inputs"] == "given samples"
 
 
@@ -120,6 +122,7 @@ def test_a_file_the_user_gave_is_the_users_to_mend(tmp_path: Path) -> None:
         measure(script(tmp_path, load="die"), target=Scripted())
 
 
+@pytest.mark.alone
 def test_twice_the_work_takes_twice_the_time(tmp_path: Path) -> None:
     scripts = [tmp_path / f"{sweeps}.json" for sweeps in (400, 800)]
     for path in scripts:

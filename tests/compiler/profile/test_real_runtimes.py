@@ -31,6 +31,7 @@ def matmul(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     return path, w
 
 
+@pytest.mark.alone
 def test_a_file_is_measured_and_its_weights_are_seen_in_memory(matmul: tuple[Path, np.ndarray]) -> None:
     path, w = matmul
     profile = measure(path, threads=1)
