@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import sys
@@ -77,10 +78,11 @@ def slower(file: Path, target: Target, share: float) -> Path:
 
 
 def _busy(seed: int) -> None:
-    """Spin and sleep by turns, one second each on average."""
+    """Spin and sleep by turns, one second each on average, as long as the process that started this one lives."""
+    parent = os.getppid()
     rng = random.Random(seed)
     data = np.random.default_rng(0).standard_normal(1 << 16)
-    while True:
+    while os.getppid() == parent:
         end = time.monotonic() + rng.expovariate(1.0)
         while time.monotonic() < end:
             np.sort(data)

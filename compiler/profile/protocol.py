@@ -35,8 +35,8 @@ ROUND_S = 0.3
 BLOCK_S, PAIRED_BLOCK_S = 0.025, 0.005
 """Timed calls in a row, of one artifact alone and of several in turn: the shorter, the less the machine changes from one to the next."""
 BLOCK_CALLS = 3
-SETTLE_S = 0.05
-"""Calls longer than this need no untimed call after another artifact had the core."""
+SETTLE_S, LONG_CALL_S = 0.0015, 0.05
+"""Untimed calls after another artifact had the core, in seconds; one at least, but none of calls that are longer."""
 REPEATS = 3
 """How often a block that does not count is measured again."""
 WARM_UP_CALLS = 10
@@ -233,20 +233,20 @@ class _Trial:
         with self._sessions(number) as sessions:
             places = list(range(len(sessions)))
             call_s = max(self._warm_up(session, ROUND_SHARE / 2 / len(sessions) * self.limit_s) for session in sessions)
-            timed_s = min(ROUND_S, ROUND_SHARE * self.limit_s / len(sessions))
-            turns = max(1, int(timed_s / (2 * max(self.block_s, BLOCK_CALLS * call_s))))
-            settle = 1 if len(sessions) > 1 and call_s < SETTLE_S else 0
+            calls = max(BLOCK_CALLS, round(self.block_s / call_s))
+            turns = max(1, int(min(ROUND_S, ROUND_SHARE * self.limit_s / len(sessions)) / (2 * calls * call_s)))
+            settle = math.ceil(SETTLE_S / call_s) if len(sessions) > 1 and call_s < LONG_CALL_S else 0
             for turn in range(turns):
                 order = places if turn % 2 == 0 else places[::-1]
                 for place in (*order, *order[::-1]):
-                    self._block(sessions[place], place, number, turn, settle)
+                    self._block(sessions[place], (place, number, turn), calls, settle)
                 if number >= self.least_rounds and time.monotonic() > self.end_s:
                     break
 
-    def _block(self, session: RunnerSession, place: int, number: int, turn: int, settle: int) -> None:
+    def _block(self, session: RunnerSession, slot: tuple[int, int, int], calls: int, settle: int) -> None:
+        """Time a block in ``slot`` (place, round, turn), as many calls of every artifact: the first ones after a change of processes are the slower ones."""
         for _ in range(REPEATS):
-            least = BLOCK_CALLS if time.monotonic() < self.end_s else 1
-            block = Block(place, number, turn, session.time(self.block_s, least, settle))
+            block = Block(*slot, session.time(0.0, calls if time.monotonic() < self.end_s else 1, settle))
             self.recording.add(block)
             if self._counts(block) or time.monotonic() > self.end_s:
                 return
