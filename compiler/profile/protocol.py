@@ -244,9 +244,13 @@ class _Trial:
                     break
 
     def _block(self, session: RunnerSession, slot: tuple[int, int, int], calls: int, settle: int) -> None:
-        """Time a block in ``slot`` (place, round, turn), as many calls of every artifact: the first ones after a change of processes are the slower ones."""
+        """Time a block in ``slot`` (place, round, turn), as many calls of every artifact: the first ones after a change of processes are the slower ones.
+
+        A long call is not repeated when the time is over.
+        """
         for _ in range(REPEATS):
-            block = Block(*slot, session.time(0.0, calls if time.monotonic() < self.end_s else 1, settle))
+            late = calls == BLOCK_CALLS and time.monotonic() > self.end_s
+            block = Block(*slot, session.time(0.0, 1 if late else calls, settle))
             self.recording.add(block)
             if self._counts(block) or time.monotonic() > self.end_s:
                 return
