@@ -113,7 +113,7 @@ def known_ratio(section: str, files: dict[str, Path], count: int) -> None:
         name = names[number % len(names)]
         base, new = pairs[name]
         began = time.monotonic()
-        comparison = compare((base, new), target=ran_by(registry.target(name), "slowed_runner.py"), limit_s=LIMIT_S)
+        comparison = compare((base, new), target=ran_by(registry.target(name), "varied_runner.py"), limit_s=LIMIT_S)
         seconds.append(time.monotonic() - began)
         ratio = comparison.ratio()
         found.append(comparison.difference())
@@ -174,7 +174,7 @@ def own(files: dict[str, Path], tiny: dict[str, Path]) -> None:
         target = registry.target(name)
         for what, file in (("10 ms", files[name]), ("tiny", tiny[name])):
             bare, ours = (beside(file, {"runner": str(target.runner), "bare": bare}, f"bare_{bare}") for bare in (True, False))
-            comparison = compare((bare, ours), target=ran_by(target, "bare_runner.py"), limit_s=30.0, precision=0.005)
+            comparison = compare((bare, ours), target=ran_by(target, "varied_runner.py"), limit_s=30.0, precision=0.005)
             ratio, bare_ms = comparison.ratio(), comparison.profiles[0].latency_ms(50).value
             extra_us = 1e3 * bare_ms * (ratio.value - 1)
             print(

@@ -34,7 +34,7 @@ One JSON object a line comes in, one goes out; the first line out is a greeting.
 
 Whatever the runner raises (NotImplementedError for what it cannot do with this file) ends the process; its last line is then
 ``{"error": class name, "message": ..., "module": ...}``.
-What the runtime prints goes to standard error.
+What the runtime prints goes to standard error. OpenBLAS has one thread, which computes the canary.
 """
 
 from __future__ import annotations

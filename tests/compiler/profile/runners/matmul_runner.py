@@ -13,7 +13,7 @@ class Session:
         self.runtime_version = np.__version__
         self.inputs = [{"name": "x", "shape": [1, self.w.shape[0]], "dtype": "float32"}]
         self.outputs = [{"name": "y", "shape": [1, self.w.shape[1]], "dtype": "float32"}]
-        self.threads = [os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
+        self.threads = [os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")]
         print("threads", self.threads, threads)
         self.result = np.empty((1, self.w.shape[1]), np.float32)
 

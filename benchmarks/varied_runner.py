@@ -1,11 +1,13 @@
-"""Runs a file as its own target's runner does, or bare: the calls that the runtime's documentation shows, on one random input, with no code of ours.
+"""Runs a file otherwise than its own target's runner does.
 
-Beside ``model.onnx`` lies ``model.onnx.about``, JSON: ``runner``, the target's runner file, and ``bare``.
+Beside ``model.onnx`` lies ``model.onnx.about``, JSON: ``runner``, the target's runner file, and one of two. ``share``: wait for that share of the time
+that a run took (0.05 is 5 % slower). ``bare``: if true, the calls that the runtime's documentation shows, on one random input, with no code of ours.
 """
 
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,21 @@ def executorch_call(path):
 CALLS = {".onnx": onnxruntime_call, ".tflite": litert_call, ".pte": executorch_call}
 
 
+def slowed(run, share):
+    clock = time.perf_counter_ns
+
+    def call(inputs):
+        began = clock()
+        outputs = run(inputs)
+        now = clock()
+        end = now + share * (now - began)
+        while now < end:
+            now = clock()
+        return outputs
+
+    return call
+
+
 class Session:
     def __init__(self, path, threads):
         about = json.loads(Path(f"{path}.about").read_text())
@@ -60,7 +77,9 @@ class Session:
         spec.loader.exec_module(module)
         inner = module.Session(path, threads)
         self.runtime_version, self.inputs, self.outputs = inner.runtime_version, inner.inputs, inner.outputs
-        if about["bare"]:
+        if "share" in about:
+            self.run = slowed(inner.run, about["share"])
+        elif about["bare"]:
             del inner
             call = CALLS[Path(path).suffix](path)
             self.run = lambda inputs: call()
