@@ -34,11 +34,14 @@ ROUND_S = 0.3
 """Timed calls of an artifact in a round."""
 BLOCK_S, PAIRED_BLOCK_S = 0.025, 0.005
 """Timed calls in a row, of one artifact alone and of several in turn: the shorter, the less the machine changes from one to the next."""
-BLOCK_CALLS = 3
+PAIRED_TURNS = 24
+"""ABBA turns of a round, where the limit allows: the median over fewer says less of a pair of processes than the next pair costs."""
 SETTLE_S, LONG_CALL_S = 0.0015, 0.05
 """Untimed calls after another artifact had the core, in seconds; one at least, but none of calls that are longer."""
 REPEATS = 3
 """How often a block that does not count is measured again."""
+PATIENCE_SHARE = 0.005
+"""How long a block of one artifact waits for the machine to be as fast as it can be, as a share of the limit."""
 WARM_UP_CALLS = 10
 WARM_UP_CHANGE = 0.02
 ROUND_SHARE = 0.15
@@ -181,7 +184,8 @@ class _Trial:
         self.samples: list[Sequence[Array] | None] = [None if samples is None else [array[:SAMPLES] for array in samples]] * len(entrants)
         self.limit_s, self.end_s = limit_s, time.monotonic() + limit_s
         self.recording = Recording()
-        self.block_s, self.least_rounds = (BLOCK_S, 1) if len(entrants) == 1 else (PAIRED_BLOCK_S, 2)
+        alone = len(entrants) == 1
+        self.block_s, self.least_rounds, self.patience_s = (BLOCK_S, 1, PATIENCE_SHARE * limit_s) if alone else (PAIRED_BLOCK_S, 2, 0.0)
         self.seen = tuple(_Seen() for _ in entrants)
 
     def run(self, enough: Callable[[], bool]) -> None:
@@ -233,8 +237,10 @@ class _Trial:
         with self._sessions(number) as sessions:
             places = list(range(len(sessions)))
             call_s = max(self._warm_up(session, ROUND_SHARE / 2 / len(sessions) * self.limit_s) for session in sessions)
-            calls = max(BLOCK_CALLS, round(self.block_s / call_s))
-            turns = max(1, int(min(ROUND_S, ROUND_SHARE * self.limit_s / len(sessions)) / (2 * calls * call_s)))
+            calls = max(1, round(self.block_s / call_s))
+            turn_s = 2 * calls * call_s
+            wanted_s = max(ROUND_S, PAIRED_TURNS * turn_s) if len(sessions) > 1 else ROUND_S
+            turns = max(1, int(min(wanted_s, ROUND_SHARE * self.limit_s / len(sessions)) / turn_s))
             settle = math.ceil(SETTLE_S / call_s) if len(sessions) > 1 and call_s < LONG_CALL_S else 0
             for turn in range(turns):
                 order = places if turn % 2 == 0 else places[::-1]
@@ -244,13 +250,9 @@ class _Trial:
                     break
 
     def _block(self, session: RunnerSession, slot: tuple[int, int, int], calls: int, settle: int) -> None:
-        """Time a block in ``slot`` (place, round, turn), as many calls of every artifact: the first ones after a change of processes are the slower ones.
-
-        A long call is not repeated when the time is over.
-        """
+        """Time a block in ``slot`` (place, round, turn), as many calls of every artifact: the first ones after a change of processes are the slower ones."""
         for _ in range(REPEATS):
-            late = calls == BLOCK_CALLS and time.monotonic() > self.end_s
-            block = Block(*slot, session.time(0.0, 1 if late else calls, settle))
+            block = Block(*slot, session.time(0.0, calls, settle, self.recording.quiet_ns, self.patience_s))
             self.recording.add(block)
             if self._counts(block) or time.monotonic() > self.end_s:
                 return

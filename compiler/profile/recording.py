@@ -51,9 +51,14 @@ class Recording:
         self.blocks.append(block)
         self.fastest_ns = min(self.fastest_ns, *block.timed.canary_ns)
 
+    @property
+    def quiet_ns(self) -> int:
+        """The canary of a machine that is as fast as it ever was takes at most this long."""
+        return int((1 + CANARY_LEVEL) * self.fastest_ns)
+
     def unloaded(self, block: Block) -> bool:
         """Whether ``block`` has clean calls, on a machine that was as fast as it ever was."""
-        return len(block.clean_ns) > 0 and max(block.timed.canary_ns) <= (1 + CANARY_LEVEL) * self.fastest_ns
+        return len(block.clean_ns) > 0 and max(block.timed.canary_ns) <= self.quiet_ns
 
     def kept(self, entrant: int, least: float = LEAST_KEPT) -> tuple[list[int], list[npt.NDArray[np.int64]], float]:
         """The machine's own calls of ``entrant``, those of one turn together, the round of each turn, and which share of all calls these are.

@@ -82,12 +82,12 @@ class RunnerSession:
         with np.load(result, allow_pickle=False) as file:
             return tuple(file[str(i)] for i in range(len(file.files)))
 
-    def time(self, seconds: float, least: int = 1, settle: int = 0) -> Timed:
+    def time(self, seconds: float, least: int = 1, settle: int = 0, quiet_ns: int = 0, patience_s: float = 0.0) -> Timed:
         """Calls made one after the other for ``seconds``, at least ``least`` of them, over the samples given to ``open_session``.
 
-        ``settle`` untimed ones go before.
+        ``settle`` untimed ones go before, and before these a wait for a canary of ``quiet_ns`` at most, but no longer than ``patience_s``.
         """
-        answer = self._process.ask("time", extra_s=seconds, seconds=seconds, least=least, settle=settle)
+        answer = self._process.ask("time", extra_s=seconds + patience_s, seconds=seconds, least=least, settle=settle, quiet_ns=quiet_ns, patience_s=patience_s)
         return Timed(np.asarray(answer["ns"], dtype=np.int64), np.asarray(answer["lost"]) > 0, tuple(answer["canary_ns"]))
 
 

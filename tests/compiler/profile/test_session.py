@@ -98,6 +98,17 @@ def test_calls_are_timed_for_long_enough_and_often_enough(tmp_path: Path) -> Non
         assert len(session.time(0.0, least=4, settle=2).ns) == 4
 
 
+def test_calls_wait_for_a_fast_machine_but_not_for_ever(tmp_path: Path) -> None:
+    samples = (np.zeros((1, 2), np.float32),)
+    with open_session(script(tmp_path), SCRIPTED, samples=samples) as session:
+        began = time.monotonic()
+        assert len(session.time(0.0, least=3, quiet_ns=1, patience_s=0.3).ns) == 3
+        waited_s = time.monotonic() - began
+        assert waited_s >= 0.3, "no canary takes a nanosecond"
+        session.time(0.0, quiet_ns=10**12, patience_s=600.0)
+        assert time.monotonic() - began - waited_s < 300.0, "every canary takes less than a thousand seconds"
+
+
 def test_a_process_runs_on_the_cores_it_is_given(tmp_path: Path) -> None:
     last = max(os.sched_getaffinity(0))
     with open_session(script(tmp_path), SCRIPTED, cores=(last,)) as session:
