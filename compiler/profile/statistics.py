@@ -32,27 +32,32 @@ def block_percentile(samples: npt.NDArray[np.int64], block_sizes: Sequence[int],
     return Interval(value, 0.0 if most > TAIL else float(min(low)), math.inf if least > TAIL else float(max(high)))
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean of independent ``values`` with its 95 % interval by Student's t; infinite for fewer than two."""
+def mean_interval(values: Sequence[float], weights: Sequence[float] | None = None) -> Interval:
+    """The mean of independent ``values`` with its 95 % interval by Student's t; infinite for fewer than two.
+
+    With ``weights``, the weighted mean; its variance is the sum of the squares of what each value, by its weight, is off, corrected for as many values as
+    the weights are worth (Kish 1965, "Survey Sampling", 11.7), which gives the degrees of freedom as well.
+    """
     from scipy import special
 
-    count = len(values)
-    if count == 0:
+    if len(values) == 0:
         return Interval(math.nan, -math.inf, math.inf)
-    value = float(np.mean(values))
-    if count == 1:
+    share = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    share = share / share.sum()
+    value, worth = float(share @ np.asarray(values)), float(1 / (share @ share))
+    if worth <= 1:
         return Interval(value, -math.inf, math.inf)
-    half = float(-special.stdtrit(count - 1, TAIL) * np.std(values, ddof=1) / math.sqrt(count))
+    half = float(-special.stdtrit(worth - 1, TAIL) * math.sqrt(((share * (np.asarray(values) - value)) ** 2).sum() * worth / (worth - 1)))
     return Interval(value, value - half, value + half)
 
 
 def between_rounds(samples: npt.NDArray[np.int64], block_sizes: Sequence[int], rounds: Sequence[int], percentile: float) -> float:
     """By what factor a percentile is uncertain because processes differ: the half width of the 95 % interval of the mean of the logarithms of each
-    round's own percentile, as a factor of at least 1. ``rounds`` is the round of each block. Infinite for a single round.
+    round's own percentile, by its number of calls, as a factor of at least 1. ``rounds`` is the round of each block. Infinite for a single round.
     """
     parts = np.split(samples, np.cumsum(block_sizes)[:-1])
     own = [np.concatenate([part for part, number in zip(parts, rounds, strict=True) if number == wanted]) for wanted in sorted(set(rounds))]
-    found = mean_interval([math.log(max(1.0, float(np.percentile(calls, percentile)))) for calls in own])
+    found = mean_interval([math.log(max(1.0, float(np.percentile(calls, percentile)))) for calls in own], [len(calls) for calls in own])
     return math.exp(min(700.0, found.high - found.value))
 
 
