@@ -33,8 +33,8 @@ from edgesmith.compiler.profile.statistics import mean_interval
 from edgesmith.compiler.profile.verdicts import judge
 from edgesmith.compiler.target import Target
 
-LIMIT_S = 12.0
-LOT = 10
+LIMIT_S = 8.0
+LONG, LOT = 10, 25
 TARGETS = ("onnxruntime", "litert", "executorch")
 SECTIONS = ("same", "five", "two", "width", "own", "verdicts")
 SHARES = {"same": 0.0, "five": 0.05, "two": 0.02}
@@ -139,7 +139,7 @@ def width(files: dict[str, Path]) -> None:
 
 
 def verdicts(files: dict[str, Path], folder: Path, count: int) -> None:
-    """Budgets within 10 % of the true value, in lots of ten: how many that were MET does a measurement ten times as long refute?
+    """Budgets within 10 % of the true value, in lots: how many that were MET does a measurement ten times as long refute?
 
     The long measurement of a lot is ten measurements, and refutes a budget that lies below the interval of their mean. Beside real files one whose
     90th percentile is known, because it waits for times drawn from a list.
@@ -154,7 +154,7 @@ def verdicts(files: dict[str, Path], folder: Path, count: int) -> None:
         tally = dict.fromkeys(Verdict, 0)
         refuted = untrue = 0
         for _ in range(count // (len(TARGETS) + 1) // LOT):
-            p90s = [measure(file, target=target, limit_s=LIMIT_S, memory=False).latency_ms(90).value for _ in range(LOT)]
+            p90s = [measure(file, target=target, limit_s=LIMIT_S, memory=False).latency_ms(90).value for _ in range(LONG)]
             long = mean_interval(p90s)
             for _ in range(LOT):
                 budget = Budget(latency_ms=long.value * rng.uniform(0.9, 1.1))
@@ -186,7 +186,7 @@ def own(files: dict[str, Path], tiny: dict[str, Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--count", type=int, default=200, help="comparisons, and budgets (40 at least)")
+    parser.add_argument("--count", type=int, default=200, help="comparisons, and budgets (100 at least)")
     parser.add_argument("--idle", action="store_true", help="no background load")
     wanted = parser.parse_args()
     print(", ".join(f"{key}: {value}" for key, value in environment().items()))

@@ -2,6 +2,7 @@
 
 Beside ``model.onnx`` lies ``model.onnx.about``, JSON: ``runner``, the target's runner file, and one of two. ``share``: wait for that share of the time
 that a run took (0.05 is 5 % slower). ``bare``: if true, the calls that the runtime's documentation shows, on one random input, with no code of ours.
+A runtime is imported by its name when it is needed, because the process that runs this file imports beforehand whatever its functions import.
 """
 
 import importlib.util
@@ -14,8 +15,7 @@ import numpy as np
 
 
 def onnxruntime_call(path):
-    import onnxruntime
-
+    onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -24,9 +24,7 @@ def onnxruntime_call(path):
 
 
 def litert_call(path):
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_path=path, num_threads=1)
+    interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(model_path=path, num_threads=1)
     interpreter.allocate_tensors()
     (detail,) = interpreter.get_input_details()
     (out,) = interpreter.get_output_details()
@@ -41,9 +39,7 @@ def litert_call(path):
 
 
 def executorch_call(path):
-    import torch
-    from executorch.extension.pybindings import _portable_lib
-
+    torch, _portable_lib = importlib.import_module("torch"), importlib.import_module("executorch.extension.pybindings._portable_lib")
     _portable_lib._unsafe_reset_threadpool(1)
     program = _portable_lib._load_program(path)
     method = program.load_method("forward")
