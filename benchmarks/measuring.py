@@ -26,7 +26,7 @@ from torch import nn
 
 from edgesmith import Model, compare, measure
 from edgesmith.compiler import registry
-from edgesmith.compiler.budget import Budget, Verdict
+from edgesmith.compiler.budget import Budget, Finding, Verdict
 from edgesmith.compiler.profile.comparison import Difference
 from edgesmith.compiler.profile.devices import environment
 from edgesmith.compiler.profile.statistics import mean_interval
@@ -34,7 +34,7 @@ from edgesmith.compiler.profile.verdicts import judge
 from edgesmith.compiler.target import Target
 
 LIMIT_S = 8.0
-LONG, LOT = 10, 25
+LONG = 10
 TARGETS = ("onnxruntime", "litert", "executorch")
 SECTIONS = ("same", "five", "two", "width", "own", "verdicts")
 SHARES = {"same": 0.0, "five": 0.05, "two": 0.02}
@@ -139,31 +139,31 @@ def width(files: dict[str, Path]) -> None:
 
 
 def verdicts(files: dict[str, Path], folder: Path, count: int) -> None:
-    """Budgets within 10 % of the true value, in lots: how many that were MET does a measurement ten times as long refute?
+    """Budgets within 10 % of the true value: how many that were MET does a measurement ten times as long refute?
 
-    The long measurement of a lot is ten measurements, and refutes a budget that lies below the interval of their mean. Beside real files one whose
-    90th percentile is known, because it waits for times drawn from a list.
+    The long measurement of a file is ten measurements, taken in between, and refutes a budget that lies below the interval of their mean. Beside real
+    files one whose 90th percentile is known, because it waits for times drawn from a list.
     """
     rng = random.Random(0)
     times_ms = [2.0 * rng.lognormvariate(0.0, 0.15) for _ in range(1000)]
     sleeper = folder / "sleeper.onnx"
     sleeper.write_text(json.dumps(times_ms))
     sleeping = ran_by(registry.target("onnxruntime"), "sleeper_runner.py")
+    each = count // (len(TARGETS) + 1)
     for name, file, target in (*((name, files[name], registry.target(name)) for name in TARGETS), ("known times", sleeper, sleeping)):
         met_above = [float(np.percentile(times_ms, 90))] if file is sleeper else []
-        tally = dict.fromkeys(Verdict, 0)
-        refuted = untrue = 0
-        for _ in range(count // (len(TARGETS) + 1) // LOT):
-            p90s = [measure(file, target=target, limit_s=LIMIT_S, memory=False).latency_ms(90).value for _ in range(LONG)]
-            long = mean_interval(p90s)
-            for _ in range(LOT):
-                budget = Budget(latency_ms=long.value * rng.uniform(0.9, 1.1))
-                (finding,) = judge(budget, measure(file, target=target, budget=budget, limit_s=LIMIT_S, memory=False), None)
-                tally[finding.verdict] += 1
-                if finding.verdict is Verdict.MET:
-                    refuted += finding.limit < long.low
-                    untrue += any(finding.limit < value for value in met_above)
-                print(f"verdicts {name}: {finding.limit / long.value:.3f} of the true value: {finding.verdict.value}", file=sys.stderr, flush=True)
+        p90s: list[float] = []
+        findings: list[Finding] = []
+        for number in range(each):
+            if len(p90s) < LONG and number % max(1, each // LONG) == 0:
+                p90s.append(measure(file, target=target, limit_s=LIMIT_S, memory=False).latency_ms(90).value)
+            budget = Budget(latency_ms=float(np.mean(p90s)) * rng.uniform(0.9, 1.1))
+            findings += judge(budget, measure(file, target=target, budget=budget, limit_s=LIMIT_S, memory=False), None)
+            print(f"verdicts {name} {number + 1}: {findings[-1].limit / np.mean(p90s):.3f} of p90: {findings[-1].verdict.value}", file=sys.stderr, flush=True)
+        long = mean_interval(p90s)
+        met = [finding.limit for finding in findings if finding.verdict is Verdict.MET]
+        tally = {verdict: sum(finding.verdict is verdict for finding in findings) for verdict in Verdict}
+        refuted, untrue = sum(limit < long.low for limit in met), sum(limit < value for limit in met for value in met_above)
         known = untrue if met_above else ""
         print(f"| {name} | {sum(tally.values())} | " + ", ".join(f"{tally[v]} {v.value}" for v in Verdict) + f" | {refuted} | {known} |", flush=True)
 
@@ -186,7 +186,7 @@ def own(files: dict[str, Path], tiny: dict[str, Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--count", type=int, default=200, help="comparisons, and budgets (100 at least)")
+    parser.add_argument("--count", type=int, default=200, help="comparisons, and budgets")
     parser.add_argument("--idle", action="store_true", help="no background load")
     wanted = parser.parse_args()
     print(", ".join(f"{key}: {value}" for key, value in environment().items()))
