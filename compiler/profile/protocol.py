@@ -68,11 +68,11 @@ def measure(  # noqa: PLR0913 - all but the first are by name
 ) -> Profile:
     """Time ``artifact`` and, if ``memory``, count its memory, in fresh processes pinned to ``threads`` cores.
 
-    Each of at least five processes loads the file, calls it until the median of ten calls changes by less than 2 %, and is timed in
-    blocks with a canary (a fixed piece of work) before and after each. A block counts if its canaries took at most 10 % longer than the fastest
-    of all, or else is timed again; a call during which the kernel gave the core to another process does not count. Processes are added until
-    the verdict on ``budget``'s latency is decided (where it names none, until the 95 % interval of the median is within 2 % and that of the
-    90th percentile within 10 %), or ``limit_s`` seconds are spent.
+    Each of at least five processes loads the file, calls it until the median of ten calls changes by less than 2 %, and is timed in blocks with a
+    canary (a fixed piece of work) before and after each. A block waits a moment for a canary that takes at most 10 % longer than the fastest of
+    all, and counts if both its canaries do, or else is timed again; a call during which the kernel gave the core to another process does not count.
+    Processes are added until the verdict on ``budget``'s latency is decided (where it names none, until the 95 % interval of the median is within 2
+    % and that of the 90th percentile within 10 %), or ``limit_s`` seconds are spent.
     ``samples`` (one array of N samples per input) are run in turn; without them the inputs are random. With ``official``, the MLPerf
     Mobile single-stream scenario instead: one process, one query after the other, at least 1 024 of them and 60 s, every one shown.
 
@@ -103,10 +103,10 @@ def compare(
 ) -> Comparison:
     """Time ``artifacts`` against each other, in one run.
 
-    As ``measure``, with a process of every artifact alive in each round, all on the same cores, and short blocks interleaved in the order ABBA. A block
-    whose canaries differ by more than 30 % is timed again; a machine that is slow for all of them alike is as good as a fast one. Rounds are added
-    until the 95 % interval of every ratio to the first is within ``precision``, or ``limit_s`` seconds are spent, two rounds at least. Without
-    ``samples`` every artifact gets the same random inputs.
+    As ``measure``, with a process of every artifact alive in each round, all on the same cores, and short blocks interleaved in the order ABBA, 24
+    times or more where the limit allows. No block waits; one whose canaries differ by more than 30 % is timed again; a machine that is slow for all
+    of them alike is as good as a fast one. Rounds are added until the 95 % interval of every ratio to the first is within ``precision``, or
+    ``limit_s`` seconds are spent, two rounds at least. Without ``samples`` every artifact gets the same random inputs.
 
     Raises:
         UserError: fewer than two artifacts; and as of ``measure``.

@@ -36,7 +36,7 @@ def mean_interval(values: Sequence[float], weights: Sequence[float] | None = Non
     """The mean of independent ``values`` with its 95 % interval by Student's t; infinite for fewer than two.
 
     With ``weights``, the weighted mean; its variance is the sum of the squares of what each value, by its weight, is off, corrected for as many values as
-    the weights are worth (Kish 1965, "Survey Sampling", 11.7), which gives the degrees of freedom as well.
+    the weights are worth (Kish 1992, "Weighting for Unequal P_i"), which gives the degrees of freedom as well.
     """
     from scipy import special
 

@@ -57,6 +57,8 @@ def test_a_known_distribution_is_found(tmp_path: Path) -> None:
     assert 1.0 <= p50.value < 2.0 and 3.0 <= p90.value < 6.0, "no sleep is shorter than asked for"
     assert p50.low <= p50.value <= p50.high, "an interval allows for other processes, and may begin below the shortest sleep"
     assert 2.0 < p90.low <= p90.value <= p90.high
+    assert profile.samples_ns.min() >= 1e6
+    assert np.mean(profile.samples_ns >= 3e6) >= 0.15, "two calls of ten sleep for 3 ms"
     assert sum(profile.block_sizes) == len(profile.samples_ns)
     assert len(profile.rounds) == len(profile.block_sizes)
     assert len(set(profile.rounds)) >= 2
