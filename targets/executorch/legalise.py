@@ -142,5 +142,5 @@ class _Quantiser:
 
     def _call(self, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
         node = self._module.graph.call_function(target, args)
-        node.meta["source"] = like.meta.get("source", "")
+        node.meta["source"] = graphs.source(like) if like.op == "call_function" else like.meta.get("source", "")
         return node

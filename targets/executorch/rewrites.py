@@ -53,7 +53,7 @@ def _keep_dimensions(graph: fx.GraphModule, node: fx.Node) -> None:
     node.meta["val"] = flat[:, :, None, None]
     with graph.graph.inserting_after(node):
         view = graph.graph.call_function(aten.reshape.default, (node, [-1 if batch % graphs.BATCH == 0 else batch, channels]))
-    view.meta.update({"source": node.meta.get("source", ""), "val": flat, PLAN_NAME: node.name})
+    view.meta.update({"source": graphs.source(node), "val": flat, PLAN_NAME: node.name})
     node.replace_all_uses_with(view, delete_user_cb=lambda user: user is not view)
 
 
@@ -92,7 +92,7 @@ class _Writer:
 
     def __call__(self, target: Any, *args: Any) -> fx.Node:
         made = self.graph.graph.call_function(target, args)
-        made.meta["source"] = self._node.meta.get("source", "")
+        made.meta["source"] = graphs.source(self._node)
         return made
 
     def constant(self, name: str, value: torch.Tensor) -> fx.Node:

@@ -121,7 +121,7 @@ class Profiler:
     repeats = 4
     """Runs of each part for one run of the file; the first is warm-up, the median of the others counts."""
     segment_ns = 1e6
-    least_units, most_units = 8, 24
+    least_units, most_units = 8, 96
     """Where a segment ends, tensors are copied that otherwise are not, so segments are not short."""
     most_idle = 32
     """Methods that do nothing, between the parts, for what any call costs."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-_SOURCE = "source"
+from edgesmith.compiler import graph as graphs
+
 _KEY = "edgesmith_source"
 _HANDLE = "debug_handle"
 _CUSTOM = "custom"
@@ -16,13 +17,10 @@ _CUSTOM = "custom"
 
 
 def mark(program: torch.export.ExportedProgram, names: Mapping[str, str], graph: fx.GraphModule) -> None:
-    """Note on each node of ``program`` the source path of its counterpart in ``graph``; ``names`` as of ``program_at``.
-
-    What the model's own forward computes has no path: a path is a module.
-    """
-    sources = {node.name: node.meta.get(_SOURCE) for node in graph.graph.nodes}
+    """Note on each operator of ``program`` the source path of its counterpart in ``graph``; ``names`` as of ``program_at``."""
+    sources = {node.name: graphs.source(node) for node in graphs.operators(graph)}
     for node in program.graph.nodes:
-        if sources.get(names.get(node.name, "")):
+        if names.get(node.name) in sources:
             node.meta[_CUSTOM] = {_KEY: sources[names[node.name]]}
 
 
@@ -44,7 +42,7 @@ def paths(lowered: torch.export.ExportedProgram, graph: fx.GraphModule) -> dict[
 
 
 def _distinct(nodes: Iterable[fx.Node]) -> list[str]:
-    return list(dict.fromkeys(str(node.meta[_SOURCE]) for node in nodes if node.meta.get(_SOURCE)))
+    return list(dict.fromkeys(graphs.source(node) for node in nodes if node.op == "call_function" and isinstance(node.meta["val"], torch.Tensor)))
 
 
 def _marked(graph: fx.Graph) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from edgesmith.compiler import graph as graphs
 MARK = "layer:"
 """What a source path in a tensor's name begins with; the runner looks for it."""
 ELSEWHERE = "node:"
-"""What stands before a node's own name, where it has no source path: the model's top level computes it."""
+"""What stands before the name of an input or constant that belongs to no layer."""
 SEPARATOR = ";"
 _aten = torch.ops.aten
 _NOTHING = frozenset({operator.getitem, _aten.dropout.default, _aten.alias.default, _aten.clone.default, _aten.contiguous.default, _aten.detach.default})
@@ -81,7 +81,7 @@ class Names:
 
 
 def _label(node: fx.Node) -> str:
-    return (MARK if node.meta.get("source") else ELSEWHERE) + graphs.source(node)
+    return (MARK if node.meta.get("source") or node.op == "call_function" else ELSEWHERE) + graphs.source(node)
 
 
 def _users(node: fx.Node) -> list[fx.Node]:

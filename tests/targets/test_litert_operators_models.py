@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.data import PassData, Split
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
@@ -68,7 +69,7 @@ def test_operators_add_up_and_name_their_layers(model, scheme, tmp_path):
     artifact = LiteRT().lower(model, tmp_path)
     profiles = [profile_operators(artifact, limit_s=3) for _ in range(3)]
     assert median(p.total_ms / p.whole_ms for p in profiles) == pytest.approx(1, abs=0.1)
-    layers = {node.meta["source"] for node in model.graph.graph.nodes}
+    layers = {graphs.source(node) for node in graphs.operators(model.graph)}
     for operator in profiles[0].operators:
         assert set(operator.sources) <= layers
     assert min(p.sourced_share for p in profiles) >= 0.95
