@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.weighted import weighted
 
 
 def macs(model: Model) -> int:
@@ -30,3 +31,17 @@ class _FakeInterpreter(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> torch.Tensor:
         return self._mode.from_tensor(super().fetch_attr(target).detach(), static_shapes=True)
+
+
+def products(graph: fx.GraphModule) -> dict[fx.Node, int]:
+    """Multiply-accumulates of each operator that multiplies by a weight, for one batch of the shape metadata: elements of the result times those that
+    make one of them.
+    """
+    found = {}
+    for node in graph.graph.nodes:
+        kind = weighted(node) if node.op == "call_function" else None
+        weight = kind.argument(node, kind.weight) if kind is not None else None
+        if kind is not None and weight is not None:
+            value = weight.meta["val"]
+            found[node] = node.meta["val"].numel() * (value.numel() // value.shape[kind.axis])
+    return found

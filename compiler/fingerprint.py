@@ -52,6 +52,7 @@ def fingerprint(graph: fx.GraphModule, quant: QuantPlan | None) -> str:
             "ops": sorted((by_name[k], v.value) for k, v in quant.ops.items()),
             "activations": sorted((by_name[k], v.low, v.high) for k, v in quant.activations.items()),
             "weights": sorted((weight_at[k], v.scales, v.axis) for k, v in quant.weights.items()),
+            "alternatives": [(name, sorted((by_name[k], v.value) for k, v in ops.items())) for name, ops in sorted(quant.alternatives.items())],
         }
         digest.update(json.dumps(plan).encode())
     return digest.hexdigest()

@@ -59,6 +59,7 @@ passes = [                            # in this order; `edgesmith passes` lists 
   "recover",                          # right after pruning: learns the lost accuracy back from the model that came in
   "fold-batch-norm",                  # after training, which needs the statistics as they are
   "fold-constants",
+  "equalise",                         # right before quantizing: scales that one grid fits
   "quantize",                         # last: its grid is that of the final weights
 ]
 """

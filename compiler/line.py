@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from edgesmith.compiler import registry
 from edgesmith.compiler.accuracy import Accuracy, Metric, Outputs, accuracy_of, judge_accuracy, load_metric, model_outputs_of, outputs_of
+from edgesmith.compiler.arbiter import Limits, Ruling, arbitrate, forms
 from edgesmith.compiler.budget import Budget
 from edgesmith.compiler.buildfile import BuildSpec, TargetSpec
 from edgesmith.compiler.cache import PassCache, files_key
@@ -24,19 +25,22 @@ from edgesmith.compiler.lowering import Lowering, refuse_unsupported
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Cost, Pass, PassContext, PassResult
 from edgesmith.compiler.pipeline import Pipeline
+from edgesmith.compiler.profile.comparison import Comparison
 from edgesmith.compiler.profile.devices import device
 from edgesmith.compiler.profile.operator_types import OperatorProfile
 from edgesmith.compiler.profile.operators import profile_operators
-from edgesmith.compiler.profile.protocol import measure
+from edgesmith.compiler.profile.protocol import compare, measure
 from edgesmith.compiler.profile.session import open_session
 from edgesmith.compiler.profile.verdicts import judge
 from edgesmith.compiler.progress import Progress
-from edgesmith.compiler.report import ModelReport, Report, TargetReport
+from edgesmith.compiler.report import BYTES_PER_MB, ModelReport, Report, TargetReport
+from edgesmith.compiler.sensitivity import Sensitivity, sensitivities
 from edgesmith.compiler.spec import format_pass, parse_pass
 from edgesmith.compiler.target import Artifact, Target
 
 PRICE_LIMIT_S = 2.0
 OPERATORS_LIMIT_S = 1.0
+ARBITER_LIMIT_S = 8.0
 CACHE = "cache"
 
 
@@ -51,6 +55,7 @@ class Line:
     data: Data | None
     pipeline: Pipeline
     targets: tuple[Target, ...]
+    twin: Twin
 
     @classmethod
     def of(cls, spec: BuildSpec, folder: Path, progress: Progress) -> Line:
@@ -64,7 +69,7 @@ class Line:
         progress.step("reading the model and its data")
         teacher = load_model(spec.model)
         data = None if spec.data is None else load_data(spec.data, teacher, spec.seed, classification=spec.accuracy.metric == "top1")
-        return cls(spec, folder, progress, teacher, data, pipeline, targets)
+        return cls(spec, folder, progress, teacher, data, pipeline, targets, Twin())
 
     def remarks(self) -> tuple[Diagnostic, ...]:
         """What the passes and the targets say of the model before anything is trained."""
@@ -103,24 +108,33 @@ class Line:
             budget=self.spec.targets[0].budget,
             progress=self.progress.update,
         )
-        model = self.pipeline.run(self.teacher, ctx, [_Announced(self.progress), cache])
+        model = self.pipeline.run(self.teacher, ctx, [self.twin, _Announced(self.progress), cache])
         model.save(self.folder / "model.pt2")
         shutil.rmtree(scratch, ignore_errors=True)
         return model
 
     def report(self, model: Model, key: str) -> Report:
         """Every target's artifact of ``model``, measured and judged."""
+        targets = tuple(self._target(model, wanted, target) for wanted, target in zip(self.spec.targets, self.targets, strict=True))
         return Report.of(
             key=key,
             teacher=ModelReport.of(self.teacher),
             model=ModelReport.of(model),
             passes=model.history,
-            targets=tuple(self._target(model, wanted, target) for wanted, target in zip(self.spec.targets, self.targets, strict=True)),
+            targets=targets,
+            sensitivity=self._sensitivities(model),
         )
 
+    def _sensitivities(self, model: Model) -> tuple[Sensitivity, ...]:
+        """What each INT8 operator costs alone, on validation data; nothing without data or integers."""
+        if self.data is None or model.quant is None or self.twin.model is None:
+            return ()
+        self.progress.step("quantizing each operator alone")
+        return sensitivities(model, self.twin.model, self.data.validation, self.metric, lambda done, of: self.progress.update(done, of, "operators"))
+
     def _target(self, model: Model, wanted: TargetSpec, target: Target) -> TargetReport:
-        self.progress.step(f"{target.name}: lowering")
-        artifact = self._kept(self._lowering(model).artifact(model, target), target)
+        chosen, ruling = self._chosen(model, wanted, target)
+        artifact = self._kept(chosen, target)
         samples = None if self.data is None else self.data.test.batch(slice(0, 8))
         self.progress.step(f"{target.name}: measuring on {wanted.device}")
         profile = measure(artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, budget=wanted.budget)
@@ -128,7 +142,39 @@ class Line:
         operators, remarks = self._operators(artifact, target, wanted, samples)
         artifact = replace(artifact, diagnostics=(*artifact.diagnostics, *remarks))
         findings = (*judge(wanted.budget, profile, artifact.size_bytes, device=wanted.device), *judge_accuracy(self.spec.accuracy, accuracy))
-        return TargetReport.of(target.name, artifact, profile, accuracy, findings, operators)
+        return TargetReport.of(target.name, artifact, profile, accuracy, findings, operators, ruling)
+
+    def _chosen(self, model: Model, wanted: TargetSpec, target: Target) -> tuple[Artifact, Ruling | None]:
+        """The file that ``target`` ships, and why it and not another form of the model, where there are several."""
+        lowering = self._lowering(model)
+        self.progress.step(f"{target.name}: lowering")
+        if model.quant is None or self.twin.model is None:
+            return lowering.artifact(model, target), None
+        samples = None if self.data is None else self.data.train.batch(slice(0, 8))
+
+        def timed(artifacts: Sequence[Artifact]) -> Comparison:
+            self.progress.step(f"{target.name}: timing {len(artifacts)} forms")
+            return compare(artifacts, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=ARBITER_LIMIT_S)
+
+        return arbitrate(
+            forms(model, self.twin.model),
+            lambda form: lowering.artifact(form, target),
+            timed,
+            None if self.data is None else lambda artifact: self._validated(artifact, target, wanted.threads),
+            Limits(self._floor(), None if wanted.budget.size_mb is None else wanted.budget.size_mb * BYTES_PER_MB),
+        )
+
+    def _validated(self, artifact: Artifact, target: Target, threads: int) -> float:
+        """What the file scores on validation data."""
+        assert self.data is not None
+        with open_session(artifact.path, target.runner, threads, extra=target.extra) as session:
+            return self.metric(outputs_of(session, self.data.validation), self.data.validation.labels)
+
+    def _floor(self) -> float | None:
+        """The least accuracy on validation data that keeps what the build file asks for."""
+        goal = self.spec.accuracy
+        drop = None if goal.max_drop is None or self.data is None else self._evaluate(self.teacher) - goal.max_drop
+        return max((limit for limit in (goal.floor, drop) if limit is not None), default=None)
 
     def _operators(
         self, artifact: Artifact, target: Target, wanted: TargetSpec, samples: tuple[Array, ...] | None
@@ -180,7 +226,22 @@ class Line:
         profile = measure(
             artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, budget=budget, limit_s=PRICE_LIMIT_S, memory=False
         )
-        return Cost(artifact.size_bytes, profile.latency_ms(wanted.budget.percentile).low)
+        latency_ms = profile.latency_ms(wanted.budget.percentile)
+        return Cost(artifact.size_bytes, latency_ms.value, latency_ms.low)
+
+
+@dataclass
+class Twin:
+    """Keeps the model as it was before quantization."""
+
+    model: Model | None = None
+
+    def around(self, step: Pass, model: Model, ctx: PassContext, proceed: Callable[[], PassResult]) -> PassResult:
+        """Proceed, and remember ``model`` if that quantizes it."""
+        result = proceed()
+        if model.quant is None and result.model.quant is not None:
+            self.model = model
+        return result
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ class Numerics(enum.Enum):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model would cost at the end of the line: ``latency_ms`` is the optimistic end of the measured interval."""
+    """What a model would cost at the end of the line: ``latency_ms`` as measured, and the optimistic end of its interval."""
 
     size_bytes: int
     latency_ms: float
+    latency_low_ms: float
 
 
 @dataclass(frozen=True)

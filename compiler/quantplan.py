@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 
@@ -57,20 +57,27 @@ class QuantPlan:
 
     ``ops``: operator node -> scheme (absent means FLOAT). ``activations``: tensor-valued node (placeholders included)
     -> range; it holds every activation input and output of each STATIC operator. ``weights``: parameter name
-    (``get_attr`` target) -> grid.
+    (``get_attr`` target) -> grid. ``alternatives``: name -> other ``ops`` that the same ranges and weights serve; which of them a
+    target runs is for the arbiter to say.
     """
 
     ops: Mapping[str, Scheme] = field(default_factory=dict)
     activations: Mapping[str, TensorRange] = field(default_factory=dict)
     weights: Mapping[str, WeightGrid] = field(default_factory=dict)
+    alternatives: Mapping[str, Mapping[str, Scheme]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("ops", "activations", "weights"):
+        for name in ("ops", "activations", "weights", "alternatives"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def by(self, alternative: str) -> QuantPlan:
+        """This plan with the operators of one of its alternatives, and no others to choose from."""
+        return replace(self, ops=self.alternatives[alternative], alternatives={})
 
     def scheme(self, node_name: str) -> Scheme:
         """The scheme of the operator ``node_name``."""
         return self.ops.get(node_name, Scheme.FLOAT)
 
     def __hash__(self) -> int:
-        return hash((frozenset(self.ops.items()), frozenset(self.activations.items()), frozenset(self.weights.items())))
+        others = frozenset((name, frozenset(ops.items())) for name, ops in self.alternatives.items())
+        return hash((frozenset(self.ops.items()), frozenset(self.activations.items()), frozenset(self.weights.items()), others))

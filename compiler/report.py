@@ -15,16 +15,20 @@ from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.files import file_hash, write_text
 from edgesmith.compiler.profile.memory_types import PHASES
 from edgesmith.compiler.report_operators import OperatorsReport
+from edgesmith.compiler.report_ruling import RulingReport
+from edgesmith.compiler.report_sensitivity import SensitivityReport
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from rich.console import Console
 
     from edgesmith.compiler.accuracy import Accuracy
+    from edgesmith.compiler.arbiter import Ruling
     from edgesmith.compiler.model import Model, PassRecord
     from edgesmith.compiler.profile.memory_types import Memory
     from edgesmith.compiler.profile.operator_types import OperatorProfile
     from edgesmith.compiler.profile.types import Profile
+    from edgesmith.compiler.sensitivity import Sensitivity
     from edgesmith.compiler.target import Artifact
 
 SCHEMA_VERSION = 1
@@ -164,6 +168,7 @@ class TargetReport:
     diagnostics: tuple[Diagnostic, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     operators: OperatorsReport | None = None
+    ruling: RulingReport | None = None
 
     @classmethod
     def of(
@@ -174,6 +179,7 @@ class TargetReport:
         accuracy: Accuracy | None,
         findings: Sequence[Finding],
         operators: OperatorProfile | None = None,
+        ruling: Ruling | None = None,
     ) -> TargetReport:
         """The report of one artifact."""
         return cls(
@@ -192,6 +198,7 @@ class TargetReport:
             diagnostics=artifact.diagnostics,
             environment=dict(profile.environment),
             operators=None if operators is None else OperatorsReport.of(operators),
+            ruling=None if ruling is None else RulingReport.of(ruling),
         )
 
     @property
@@ -218,9 +225,19 @@ class Report:
     candidates: tuple[Candidate, ...]
     environment: Mapping[str, str]
     key: str = ""
+    sensitivity: tuple[SensitivityReport, ...] = ()
 
     @classmethod
-    def of(cls, *, teacher: ModelReport, model: ModelReport, passes: Sequence[PassRecord], targets: Sequence[TargetReport], key: str = "") -> Report:
+    def of(
+        cls,
+        *,
+        teacher: ModelReport,
+        model: ModelReport,
+        passes: Sequence[PassRecord],
+        targets: Sequence[TargetReport],
+        key: str = "",
+        sensitivity: Sequence[Sensitivity] = (),
+    ) -> Report:
         """The report of a build; its verdict is that of all findings together."""
         verdict = overall(target.verdict for target in targets)
         return cls(
@@ -234,6 +251,7 @@ class Report:
             candidates=tuple(candidate for record in passes for candidate in record.candidates),
             environment=_shared([target.environment for target in targets]),
             key=key,
+            sensitivity=SensitivityReport.of(sensitivity, _module_shares(targets)),
         )
 
     @classmethod
@@ -283,6 +301,17 @@ class Report:
         from edgesmith.compiler.report_text import show
 
         show(self, console)
+
+
+def _module_shares(targets: Sequence[TargetReport]) -> dict[str, float]:
+    """Source module -> its share of the operators' time, the mean over targets."""
+    timed = [target.operators for target in targets if target.operators is not None]
+    shares: dict[str, float] = {}
+    for found in timed:
+        for operator in found.operators:
+            for module in operator.sources:
+                shares[module] = shares.get(module, 0.0) + operator.share / len(operator.sources) / len(timed)
+    return shares
 
 
 def _undecided(report: Report) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.compiler import report_operator_plots, report_operators, report_plots
+from edgesmith.compiler import report_operator_plots, report_operators, report_plots, report_sensitivity_plot
 from edgesmith.compiler.budget import Finding, Verdict
 from edgesmith.compiler.report import summary
 from edgesmith.compiler.report_text import digits, short
@@ -28,6 +28,11 @@ PLOTS = (
     ("What each pass left", "Parameters and multiply-accumulates (MACs), as a share of the source model's.", report_plots.what_is_left),
     ("Where a run's time goes", "By category, as a share of the operators' time: what is not fast is listed below.", report_operator_plots.by_category),
     ("The modules that take most", "Milliseconds of all operators that compute a source module, per target.", report_operator_plots.by_module),
+    (
+        "What INT8 costs, operator by operator",
+        "Each operator quantized alone: the higher, the less the model's outputs notice. Low and to the left is what to leave in float.",
+        report_sensitivity_plot.sensitivity,
+    ),
     ("Time per pass", "Seconds that each pass took.", report_plots.seconds_per_pass),
 )
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"

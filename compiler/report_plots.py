@@ -93,7 +93,8 @@ def accuracy_against_latency(report: Report) -> str | None:
         axes.grid(visible=True)
         axes.set_xlabel("latency, ms")
         axes.set_ylabel(_metric(report))
-        _label(figure, axes, shown)
+        first = sorted(shown, key=lambda point: point.kind == "candidate")
+        name_points(figure, axes, [(p.latency_ms, p.accuracy, p.label, MUTED if p.kind == "candidate" else INK) for p in first])
 
     tips = {f"point-{number}": point.tip for number, point in enumerate(shown)}
     return svg(draw, f"Accuracy against latency of {len(shown)} models", tips=tips)
@@ -103,16 +104,16 @@ def _metric(report: Report) -> str:
     return next((t.accuracy.metric.rpartition(":")[2] for t in report.targets if t.accuracy), "accuracy")
 
 
-def _label(figure: Figure, axes: Axes, shown: Sequence[Point]) -> None:
-    """Write each point's name where it hits no other name, point or border; a name that finds no place is left to the tip."""
+def name_points(figure: Figure, axes: Axes, names: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write the name of each (x, y, name, colour) where it hits no other name, point or border; one that finds no place is left to the tip."""
     figure.draw_without_rendering()
-    marks = [axes.transData.transform((point.latency_ms, point.accuracy)) for point in shown]
+    marks = [axes.transData.transform((x, y)) for x, y, _, _ in names]
     taken: list[Any] = []
-    for point, (x, y) in sorted(zip(shown, marks, strict=True), key=lambda pair: pair[0].kind == "candidate"):
+    for (at_x, at_y, name, colour), (x, y) in zip(names, marks, strict=True):
         for dx, dy, horizontal, vertical in PLACES:
             text = axes.annotate(
-                cut(point.label), (point.latency_ms, point.accuracy), (dx, dy), textcoords="offset points", ha=horizontal, va=vertical,
-                color=INK if point.kind != "candidate" else MUTED, fontsize=FONT_PT - 1.5, parse_math=False,
+                cut(name), (at_x, at_y), (dx, dy), textcoords="offset points", ha=horizontal, va=vertical,
+                color=colour, fontsize=FONT_PT - 1.5, parse_math=False,
             )  # fmt: skip
             box = text.get_window_extent()
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1

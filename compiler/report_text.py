@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -31,10 +32,16 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print(_passes(report), "")
     if report.targets:
         console.print(_targets(report), "")
+    rulings = [target for target in report.targets if target.ruling is not None]
+    if rulings:
+        console.print(_rulings(rulings), "")
     for target in report.targets:
         for finding in target.findings:
             if finding.verdict is not Verdict.MET:
                 console.print(_marked(finding.verdict, f"{target.name}: {finding.message}"), soft_wrap=True)
+        ruled = _ruled(target)
+        if ruled is not None:
+            console.print(ruled, soft_wrap=True)
     console.print(_marked(report.verdict, summary(report)), soft_wrap=True)
 
 
@@ -83,6 +90,30 @@ def _targets(report: Report) -> Table:
     for target in report.targets:
         table.add_row(target.name, *_numbers(target), Text(target.verdict.name, STYLES[target.verdict]))
     return table
+
+
+def _rulings(targets: Sequence[TargetReport]) -> Table:
+    """Every form that was tried on a target; the one that is shipped is marked."""
+    table = _table("target", "form", "size MB", "p50 ms", "time of float", "95 %", "validation", "")
+    for target in targets:
+        assert target.ruling is not None
+        for number, form in enumerate(target.ruling.forms):
+            known = form.ratio_low is not None and form.ratio_high is not None and form.ratio_low < form.ratio_high
+            spread = f"{form.ratio_low:.2f} to {form.ratio_high:.2f}" if known else ""
+            validation = f"{form.accuracy:.4f}" if form.accuracy is not None else "-"
+            size = digits(form.size_bytes and form.size_bytes / 1e6)
+            mark = "shipped" if form.chosen else "no file" if form.refused else ""
+            table.add_row("" if number else target.name, form.name, size, digits(form.p50), digits(form.ratio), spread, validation, mark)
+    return table
+
+
+def _ruled(target: TargetReport) -> Text | None:
+    """Why a target ships what it does, where that is not plain: a slower file, or forms of which there is no file."""
+    ruling = target.ruling
+    if ruling is None:
+        return None
+    notes = [*([ruling.warning] if ruling.warning else []), *(f"{form.name} not tried: {form.refused}" for form in ruling.forms if form.refused)]
+    return Text(f"{target.name}: {'; '.join(notes)}", "yellow" if ruling.warning else "") if notes else None
 
 
 def _numbers(target: TargetReport) -> tuple[str, ...]:

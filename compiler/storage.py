@@ -198,6 +198,7 @@ def plan_to_json(plan: QuantPlan) -> dict[str, Any]:
         "ops": {k: v.value for k, v in plan.ops.items()},
         "activations": {k: dataclasses.asdict(v) for k, v in plan.activations.items()},
         "weights": {k: dataclasses.asdict(v) for k, v in plan.weights.items()},
+        "alternatives": {name: {k: v.value for k, v in ops.items()} for name, ops in plan.alternatives.items()},
     }
 
 
@@ -207,6 +208,7 @@ def plan_from_json(data: dict[str, Any]) -> QuantPlan:
         {k: Scheme(v) for k, v in data["ops"].items()},
         {k: TensorRange(**v) for k, v in data["activations"].items()},
         {k: WeightGrid(tuple(v["scales"]), v["axis"]) for k, v in data["weights"].items()},
+        {name: {k: Scheme(v) for k, v in ops.items()} for name, ops in data["alternatives"].items()},
     )
 
 

@@ -3,6 +3,7 @@
 BUILTIN: dict[str, str] = {
     "recover": "edgesmith.passes.train.recover:Recover",
     "select-student": "edgesmith.passes.distill.select:SelectStudent",
+    "equalise": "edgesmith.passes.quantize.equalise:Equalise",
     "fold-batch-norm": "edgesmith.passes.graph.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "edgesmith.passes.graph.fold_constants:FoldConstants",
     "prune": "edgesmith.passes.prune.prune:Prune",

@@ -33,8 +33,8 @@ class Executed:
     """One operator that a runtime executed.
 
     ``name`` and ``kind`` are the runtime's own. ``sources`` are the paths of the source modules that it computes, several where the runtime fused
-    them, none where the file does not say; what the model's own forward computes has the captured operator's name. ``delegate`` is the delegate or provider that ran it, ``dtype`` numpy's name of its first result's dtype;
-    both are empty where the runtime does not say.
+    them, none where the file does not say; what the model's own forward computes has the captured operator's name. ``delegate`` is the delegate or
+    provider that ran it, ``dtype`` numpy's name of its first result's dtype; both are empty where the runtime does not say.
     """
 
     name: str

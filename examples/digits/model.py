@@ -1,4 +1,4 @@
-"""A small vision transformer, as anybody writes one: 451 k parameters for grey images of 8x8 pixels."""
+"""A small vision transformer, as anybody writes one: 339 k parameters for grey images of 8x8 pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-IMAGE, PATCH, DIM, HEADS, BLOCKS, HIDDEN, CLASSES, DROPOUT = 8, 2, 96, 6, 4, 384, 10, 0.1
+IMAGE, PATCH, DIM, HEADS, BLOCKS, HIDDEN, CLASSES, DROPOUT = 8, 2, 96, 6, 3, 384, 10, 0.1
 
 
 class Attention(nn.Module):

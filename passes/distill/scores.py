@@ -30,8 +30,8 @@ class Entry:
 
 
 def over_budget(cost: Cost, budget: Budget) -> str:
-    """Which limits ``cost`` is over, with the figures; empty where it is within all of them."""
-    limits = (("latency", cost.latency_ms, budget.latency_ms, "ms"), ("size", cost.size_bytes / _MB, budget.size_mb, "MB"))
+    """Which limits ``cost`` is over even at its optimistic end, with the figures; empty where it may be within all of them."""
+    limits = (("latency of at least", cost.latency_low_ms, budget.latency_ms, "ms"), ("size", cost.size_bytes / _MB, budget.size_mb, "MB"))
     return " and ".join(f"{what} {value:.4g} {unit} is over {limit:g} {unit}" for what, value, limit, unit in limits if limit is not None and value > limit)
 
 

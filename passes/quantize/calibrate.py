@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,15 @@ def calibration_batches(model: Model, split: Split, samples: int, seed: int) -> 
         yield _checked(model, split.batch(index[start : start + size]))
 
 
+def told(batches: Iterable[tuple[torch.Tensor, ...]], done: Callable[[int], None]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """``batches``, with ``done`` told the number of samples after each."""
+    count = 0
+    for batch in batches:
+        yield batch
+        count += len(batch[0])
+        done(count)
+
+
 def _checked(model: Model, arrays: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
     if len(arrays) != len(model.inputs):
         raise DataError(f"the data has {len(arrays)} inputs, the model {len(model.inputs)}", where="calibration data")
@@ -54,10 +63,8 @@ def not_finite(node: fx.Node) -> DataError:
     return DataError("a calibration sample gives NaN or infinity", where=graphs.source(node), hint="check the data and the weights")
 
 
-def histograms(
-    graph: fx.GraphModule, watched: Sequence[fx.Node], batches: Iterator[tuple[torch.Tensor, ...]], progress: Callable[[int], None]
-) -> dict[fx.Node, Histogram]:
-    """A histogram of the values of each of ``watched`` over all ``batches``; ``progress`` is told the number of samples done.
+def histograms(graph: fx.GraphModule, watched: Sequence[fx.Node], batches: Iterable[tuple[torch.Tensor, ...]]) -> dict[fx.Node, Histogram]:
+    """A histogram of the values of each of ``watched`` over all ``batches``.
 
     Raises:
         DataError: a value is not finite; the message names the layer.
@@ -73,5 +80,5 @@ def histograms(
 
         return look
 
-    visit(graph, {node: counted(node) for node in watched}, batches, progress)
+    visit(graph, {node: counted(node) for node in watched}, batches)
     return found

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
+import torch
 from torch import fx
 
+from edgesmith.compiler.data import PassData
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.errors import SpecError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
 from edgesmith.compiler.quantplan import QuantPlan, Scheme, TensorRange
-from edgesmith.kernels.affine import activation_grid, ends
-from edgesmith.kernels.ranges import SEARCHES, Histogram
-from edgesmith.passes.quantize.calibrate import calibration_batches, histograms
-from edgesmith.passes.quantize.equalise import equalise
+from edgesmith.compiler.weighted import CONVOLUTIONS
+from edgesmith.kernels.affine import ends
+from edgesmith.kernels.ranges import Histogram
+from edgesmith.passes.quantize.bias import correct_biases
+from edgesmith.passes.quantize.calibrate import calibration_batches, histograms, told
 from edgesmith.passes.quantize.grids import grid_groups
-from edgesmith.passes.quantize.schemes import assign, candidates
+from edgesmith.passes.quantize.schemes import SCHEMES, Candidates, assign, candidates
+from edgesmith.passes.quantize.search import AUTO, CANDIDATES, JUDGED_BATCHES, Choice, judge
 from edgesmith.passes.quantize.weights import put_on_grid, refuse_not_finite, widened
 
-SCHEMES = ("auto", "dynamic", "static")
+Schemes = dict[fx.Node, Scheme]
 
 
 @dataclass(frozen=True)
@@ -32,26 +37,25 @@ class Quantize(Pass):
     and takes only matrix products; ``auto`` makes convolutions static, and matrix products too where their input already lies on a static
     grid, else dynamic. ``auto`` is the default because that is what pays on CPUs: static integers carry a convolutional net from layer to
     layer without a conversion, while a transformer's matrix products stand between float normalisations, softmax and residual sums, where
-    fixed per-tensor ranges cost accuracy and conversions cost time.
-    ``ranges``: how a static range is found: ``minmax``, ``percentile`` (99.99 %), ``mse``, ``entropy``. ``mse`` is the default: its
-    candidates include min-max, and it cuts an outlier off only where that pays.
+    fixed per-tensor ranges cost accuracy and conversions cost time. With ``auto`` and data the plan also names what else could be: everything static,
+    matrix products alone, convolutions alone; a build times them all on each target and ships the best.
+    ``ranges``: how a static range is found: ``minmax``, ``percentile`` (99.99 %), ``percentile-99.9``, ``percentile-99.999``, ``mse``, ``entropy``;
+    ``auto`` takes of these, tensor by tensor, the one that changes least what the tensor's readers compute.
     ``samples``: calibration samples, drawn from the training split by the context's seed.
     ``exclude``: glob patterns of source paths that stay float. First and last layers are quantized like the others (with weights per channel
     they lose little, and a float first layer often costs more time than any other); name them here to keep them float.
-    ``equalise``: rescale channels first, where that lessens the error of what reads them (needs data; the function stays the same).
     """
 
     name: ClassVar[str] = "quantize"
     numerics: ClassVar[Numerics] = Numerics.LOSSY
 
     scheme: str = "auto"
-    ranges: str = "mse"
+    ranges: str = AUTO
     samples: int = 128
     exclude: tuple[str, ...] = ()
-    equalise: bool = True
 
     def __post_init__(self) -> None:
-        for option, value, valid in (("scheme", self.scheme, SCHEMES), ("ranges", self.ranges, tuple(SEARCHES))):
+        for option, value, valid in (("scheme", self.scheme, SCHEMES), ("ranges", self.ranges, (AUTO, *CANDIDATES))):
             if value not in valid:
                 raise SpecError(f"quantize: {option}={value} is not one of {', '.join(valid)}")
         if self.samples < 1:
@@ -74,54 +78,62 @@ class Quantize(Pass):
             nothing = Diagnostic(Severity.WARNING, "quantize.nothing", "", "no operator of this model can run in int8 by this scheme")
             return PassResult(model, False, (*remarks, nothing))
         refuse_not_finite(model.graph, found)
-        model, equalised = self._equalised(model, assign(model.graph, found, self.scheme, self.exclude), ctx)
+        schemes = assign(model.graph, found, self.scheme, self.exclude)
         graph = model.edit()
-        found, _ = candidates(graph, self.scheme, self.exclude)
-        schemes = assign(graph, found, self.scheme, self.exclude)
         weights = put_on_grid(graph, found)
-        activations = self._ranges(model, graph, schemes, ctx)
+        alternatives = self._alternatives(model.graph, found, schemes, ctx)
+        activations = self._ranges(model, alternatives.get("static", schemes), ctx)
+        if ctx.data is not None:
+            correct_biases(model.graph, graph, found, self._batches(model, ctx.data, ctx, "correcting biases"))
         weights |= widened(graph, found, weights, activations)
-        plan = QuantPlan({node.name: scheme for node, scheme in schemes.items()}, activations, weights)
-        return PassResult(model.with_graph(graph, quant=plan), True, (*remarks, *equalised))
+        plan = QuantPlan(_by_name(schemes), activations, weights, {name: _by_name(ops) for name, ops in alternatives.items()})
+        return PassResult(model.with_graph(graph, quant=plan), True, remarks)
 
-    def _equalised(self, model: Model, schemes: dict[fx.Node, Scheme], ctx: PassContext) -> tuple[Model, tuple[Diagnostic, ...]]:
-        """The model with its channels rescaled where that takes error away, and a remark for each place."""
-        data = ctx.data
-        if not self.equalise or data is None:
-            return model, ()
-        total = min(self.samples, len(data.train))
-        equal, places = equalise(
-            model,
-            {node.name: scheme for node, scheme in schemes.items()},
-            lambda: calibration_batches(model, data.train, self.samples, ctx.seed),
-            lambda done: ctx.progress(min(done, total), total, "equalising"),
-        )
-        return equal, tuple(
-            Diagnostic(
-                Severity.INFO,
-                "quantize.equalised",
-                place.where,
-                f"channels rescaled (share {place.share:g}): the error of what reads them falls from {place.before:.2g} to {place.after:.2g} of its square",
-            )
-            for place in places
-        )
+    def _alternatives(self, graph: fx.GraphModule, found: Candidates, schemes: Schemes, ctx: PassContext) -> dict[str, Schemes]:
+        """What a target's arbiter may choose from: the scheme asked for alone, or, of ``auto``, every one that differs."""
+        if self.scheme != "auto" or ctx.data is None:
+            return {self.scheme: schemes}
+        convolutions = {node: kind for node, kind in found.items() if node.target in CONVOLUTIONS}
+        products = {node: kind for node, kind in found.items() if node.target not in CONVOLUTIONS}
+        others = {
+            "static": assign(graph, found, "static", self.exclude),
+            "dynamic": assign(graph, products, "dynamic", self.exclude),
+            "convolutions": assign(graph, convolutions, "static", self.exclude),
+        }
+        chosen = {"auto": schemes}
+        for name, ops in others.items():
+            if ops and ops not in chosen.values():
+                chosen[name] = ops
+        return chosen
 
-    def _ranges(self, model: Model, graph: fx.GraphModule, schemes: dict[fx.Node, Scheme], ctx: PassContext) -> dict[str, TensorRange]:
+    def _ranges(self, model: Model, schemes: Schemes, ctx: PassContext) -> dict[str, TensorRange]:
         """The range of every tensor that a static operator reads or writes."""
         groups = grid_groups(schemes)
         if not groups:
             return {}
         data = ctx.need_data(f"quantize{{scheme={self.scheme}}}, which fixes activation ranges,")
         watched = [node for group in groups for node in group.watched]
+        seen = histograms(model.graph, watched, self._batches(model, data, ctx, "calibrating"))
+        choices = [Choice.of(group, _merged(seen[node] for node in group.watched), self.ranges) for group in groups if not group.fixed]
+        judge(model.graph, choices, schemes, islice(self._batches(model, data, ctx, "choosing ranges"), JUDGED_BATCHES))
+        found = {group: TensorRange(*group.fixed, "fixed") for group in groups if group.fixed}
+        for choice in choices:
+            name, grid = choice.best()
+            found[choice.group] = TensorRange(*ends(grid), name)
+        return {node.name: extent for group, extent in found.items() for node in group.members}
+
+    def _batches(self, model: Model, data: PassData, ctx: PassContext, what: str) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The calibration samples; each batch that is done is told as progress in doing ``what``."""
         total = min(self.samples, len(data.train))
-        batches = calibration_batches(model, data.train, self.samples, ctx.seed)
-        seen = histograms(graph, watched, batches, lambda done: ctx.progress(min(done, total), total, "calibrating"))
-        result = {}
-        for group in groups:
-            merged = Histogram()
-            for node in group.watched:
-                merged.merge(seen[node])
-            low, high = group.fixed or ends(activation_grid(*SEARCHES[self.ranges](merged)))
-            found = TensorRange(low, high, "fixed" if group.fixed else self.ranges)
-            result.update({node.name: found for node in group.members})
-        return result
+        return told(calibration_batches(model, data.train, self.samples, ctx.seed), lambda done: ctx.progress(min(done, total), total, what))
+
+
+def _by_name(schemes: Schemes) -> dict[str, Scheme]:
+    return {node.name: scheme for node, scheme in schemes.items()}
+
+
+def _merged(histograms: Iterable[Histogram]) -> Histogram:
+    result = Histogram()
+    for histogram in histograms:
+        result.merge(histogram)
+    return result

@@ -14,6 +14,9 @@ from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.weighted import CONVOLUTIONS, LINEARS, Weighted, weighted
 from edgesmith.passes.quantize import operators as ops
 
+SCHEMES = ("auto", "dynamic", "static")
+"""What ``assign`` takes."""
+
 Candidates = dict[fx.Node, Weighted]
 """The weighted operators that may run in int8."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,25 @@ class _Visitor(fx.Interpreter):
         return result
 
 
-def visit(graph: fx.GraphModule, looks: Mapping[fx.Node, Look], batches: Iterable[tuple[torch.Tensor, ...]], done: Callable[[int], None]) -> None:
-    """Run ``batches`` through ``graph`` and call ``looks`` on its nodes; ``done`` is told the number of samples so far."""
+def visit(graph: fx.GraphModule, looks: Mapping[fx.Node, Look], batches: Iterable[tuple[torch.Tensor, ...]]) -> None:
+    """Run ``batches`` through ``graph`` and call ``looks`` on its nodes."""
     visitor = _Visitor(graph, looks)
-    count = 0
     with torch.no_grad():
         for batch in batches:
             visitor.run(*batch)
-            count += len(batch[0])
-            done(count)
+
+
+def merged(looks: Iterable[tuple[fx.Node, Look]]) -> dict[fx.Node, Look]:
+    """One look for each node, of all that there are."""
+    found: dict[fx.Node, list[Look]] = {}
+    for node, look in looks:
+        found.setdefault(node, []).append(look)
+    return {node: _all(several) for node, several in found.items()}
+
+
+def _all(looks: Sequence[Look]) -> Look:
+    def look(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        for one in looks:
+            one(args, kwargs, result)
+
+    return look

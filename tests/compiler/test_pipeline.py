@@ -138,7 +138,7 @@ def test_a_price_includes_the_later_passes_that_do_not_train() -> None:
 
     def price(candidate: Model) -> Cost:
         priced.append(candidate.history[-1].spec)
-        return Cost(1, 2.5)
+        return Cost(1, 2.5, 2.0)
 
     result = Pipeline((Prices(), Scale(3), Prices(), Scale(5))).run(model, PassContext(cost=price))
     assert priced == ["scale{k=5}", "scale{k=5}"]

@@ -14,6 +14,7 @@ from edgesmith.targets.litert.operators import ALSO_DECOMPOSED, LOWERED, NOT_DEC
 from edgesmith.targets.litert.support import unsupported
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", [TinyTransformer, TinyConvNet])
 def test_ordinary_models_are_supported_within_a_second(kind):
     model = tiny_model(kind)

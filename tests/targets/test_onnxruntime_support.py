@@ -51,6 +51,7 @@ ACCEPTED = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_convert_is_named_with_its_source(name):
     model = Model.from_module(Net(REFUSED[name]), (torch.randn(2, 4, 8),))

@@ -35,7 +35,7 @@ def taught() -> tuple[Model, PassContext]:
     """A tiny transformer that has learned its data, and a context in which 1 MAC takes 1 ns and a parameter 1 byte."""
     data = tiny_data(256).for_passes()
     fresh = tiny_model()
-    ctx = PassContext(data=data, teacher=fresh, evaluate=accuracy(data), cost=lambda m: Cost(m.params, m.macs * 1e-6))  # type: ignore[arg-type]
+    ctx = PassContext(data=data, teacher=fresh, evaluate=accuracy(data), cost=lambda m: Cost(m.params, m.macs * 1e-6, m.macs * 1e-6))  # type: ignore[arg-type]
     taught = Recover(epochs=25, lr=3e-3, batch_size=32, label_weight=20).run(fresh, ctx).model
     return taught, replace(ctx, teacher=taught)
 
@@ -160,8 +160,9 @@ def test_figures() -> None:
     assert standard_error(0.9, 1000) == pytest.approx((0.9 * 0.1 / 1000) ** 0.5, rel=0.02)
     assert 0 < standard_error(1.0, 200) < 0.01
     assert standard_error(-3.0, 200) == 0 == standard_error(28.4, 200)
-    assert over_budget(Cost(500_000, 2.0), Budget(latency_ms=2.0, size_mb=0.5)) == ""
-    assert over_budget(Cost(500_001, 2.0), Budget(size_mb=0.5)) == "size 0.5 MB is over 0.5 MB"
+    assert over_budget(Cost(500_000, 2.5, 2.0), Budget(latency_ms=2.0, size_mb=0.5)) == ""
+    assert over_budget(Cost(500_001, 2.5, 2.0), Budget(size_mb=0.5)) == "size 0.5 MB is over 0.5 MB"
+    assert over_budget(Cost(1, 2.5, 2.1), Budget(latency_ms=2.0)) == "latency of at least 2.1 ms is over 2 ms"
 
 
 def test_options_are_checked() -> None:

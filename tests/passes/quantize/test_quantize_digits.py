@@ -15,13 +15,15 @@ from edgesmith.compiler.axes import Axes
 from edgesmith.compiler.axes.rescale import rescaled, stretches
 from edgesmith.compiler.data import PassData, Split
 from edgesmith.compiler.errors import NumericsError
+from edgesmith.compiler.instruments import NumericsCheck
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
 from edgesmith.compiler.quantplan import TensorRange
 from edgesmith.compiler.simulate import DynamicGrid, simulated
 from edgesmith.kernels.affine import activation_grid, ends
 from edgesmith.passes.graph.fold_batch_norm import FoldBatchNorm
-from edgesmith.passes.quantize import equalise
+from edgesmith.passes.quantize import outliers
+from edgesmith.passes.quantize.equalise import Equalise
 from edgesmith.passes.quantize.quantize import Quantize
 
 ALLOWED_DROP = 0.01
@@ -166,7 +168,8 @@ def test_planted_outlier_channels_are_seen_and_equalised(trained: Model, factor:
     spoiled = planted(trained, factor)
     x = torch.from_numpy(TEST.inputs[0])
     assert (spoiled(x) - trained(x)).abs().max() < 1e-3
-    naive, ours = (Quantize(scheme=scheme, ranges="minmax", equalise=equal).run(spoiled, CONTEXT).model for equal in (False, True))
+    equal = Equalise(scheme=scheme).run(spoiled, CONTEXT).model
+    naive, ours = (Quantize(scheme=scheme, ranges="minmax").run(model, CONTEXT).model for model in (spoiled, equal))
     assert accuracy(ours) >= accuracy(trained) - 0.005
     if factor > 100 and scheme == "static":
         assert accuracy(naive) < accuracy(trained) - 0.05
@@ -174,9 +177,10 @@ def test_planted_outlier_channels_are_seen_and_equalised(trained: Model, factor:
 
 @pytest.mark.parametrize("trained", [Transformer], indirect=True)
 def test_a_wrong_rescaling_stops_the_pass(trained: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equalise, "rescaled", lambda graph, stretch, scales: rescaled(graph, replace(stretch, read=()), scales))
+    monkeypatch.setattr(outliers, "rescaled", lambda graph, stretch, scales: rescaled(graph, replace(stretch, read=()), scales))
+    spoiled = planted(trained, 1024.0)
     with pytest.raises(NumericsError):
-        Quantize().run(planted(trained, 1024.0), CONTEXT)
+        NumericsCheck().around(Equalise(), spoiled, CONTEXT, lambda: Equalise().run(spoiled, CONTEXT))
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_seed_another(trained: Model) -> None:

@@ -92,6 +92,18 @@ def test_progress_counts_every_step_and_random_state_is_left_alone(taught: tuple
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_a_small_model_trains_alike_however_many_threads_there_are(taught: tuple[Model, PassContext]) -> None:
+    model, ctx = taught
+    before, seen = torch.get_num_threads(), list[int]()
+    watched = replace(ctx, progress=lambda done, total, text: seen.append(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(2)
+        Recover(epochs=1).run(model, watched)
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_contract(taught: tuple[Model, PassContext], tmp_path: Path) -> None:
     teacher, ctx = taught
     check_pass(Recover(epochs=2, batch_size=32), folder=tmp_path, model=hurt(teacher), ctx=ctx)
