@@ -52,9 +52,9 @@ class Ruling:
 
     @property
     def warning(self) -> str:
-        """What to say with the verdict where an INT8 file is shipped that is slower than the float one; else nothing."""
+        """What to say with the verdict where a file is shipped that is slower than the float one, by more than a tie or beyond doubt; else nothing."""
         (ratio,) = (t.ratio for t in self.tried if t.name == self.chosen)
-        if ratio is None or ratio.value <= 1 + TIE:
+        if ratio is None or (ratio.value <= 1 + TIE and ratio.low <= 1):
             return ""
         return f"slower than float; ships {self.chosen}: {self.reason}"
 

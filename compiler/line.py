@@ -161,7 +161,7 @@ class Line:
             lambda form: lowering.artifact(form, target),
             timed,
             None if self.data is None else lambda artifact: self._validated(artifact, target, wanted.threads),
-            Limits(self._floor(), None if wanted.budget.size_mb is None else wanted.budget.size_mb * BYTES_PER_MB),
+            Limits(self._floor, None if wanted.budget.size_mb is None else wanted.budget.size_mb * BYTES_PER_MB),
         )
 
     def _validated(self, artifact: Artifact, target: Target, threads: int) -> float:
@@ -170,6 +170,7 @@ class Line:
         with open_session(artifact.path, target.runner, threads, extra=target.extra) as session:
             return self.metric(outputs_of(session, self.data.validation), self.data.validation.labels)
 
+    @cached_property
     def _floor(self) -> float | None:
         """The least accuracy on validation data that keeps what the build file asks for."""
         goal = self.spec.accuracy

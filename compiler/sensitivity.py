@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.accuracy import model_outputs_of
 from edgesmith.compiler.data import Split
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.quantplan import QuantPlan, Scheme
@@ -23,7 +23,6 @@ Score = Callable[[tuple[np.ndarray[Any, Any], ...], np.ndarray[Any, Any]], float
 LARGEST_WORK_MACS = 2e11
 """Multiply-accumulates of all runs together: a few minutes at most, and the number of samples follows from it, not from the clock."""
 FEWEST, MOST = 8, 256
-BATCH = 32
 QUIET_DB = 200.0
 """Shown where rounding changes nothing."""
 
@@ -49,15 +48,15 @@ def sensitivities(model: Model, twin: Model, split: Split, score: Score, progres
     assert plan is not None
     nodes = [n for n in graphs.operators(model.graph) if plan.scheme(n.name) is not Scheme.FLOAT and weighted(n) is not None]
     count = int(min(len(split), MOST, max(FEWEST, LARGEST_WORK_MACS / max(1, model.macs) / max(1, len(nodes)))))
-    some = split.batch(slice(0, count))
-    inputs, labels = tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in some), split.labels[:count]
-    exact = _outputs(twin.graph, inputs, twin)
-    baseline = score(exact, labels)
+    some = Split(split.batch(slice(0, count)), split.labels[:count])
+    exact = model_outputs_of(twin, some)
+    baseline = score(exact, some.labels)
     found = []
     for number, node in enumerate(nodes):
-        outputs = _outputs(simulated_graph(_alone(model, twin, node, plan)), inputs, twin)
+        alone = _alone(model, twin, node, plan)
+        outputs = model_outputs_of(replace(alone, graph=simulated_graph(alone)), some)
         found.append(
-            Sensitivity(graphs.source(node), str(node.target), plan.scheme(node.name), _sqnr_db(exact, outputs), baseline - score(outputs, labels), count)
+            Sensitivity(graphs.source(node), str(node.target), plan.scheme(node.name), _sqnr_db(exact, outputs), baseline - score(outputs, some.labels), count)
         )
         progress(number + 1, len(nodes))
     return tuple(found)
@@ -72,16 +71,6 @@ def _alone(model: Model, twin: Model, node: fx.Node, plan: QuantPlan) -> Model:
         if parameter is not None and parameter.op == "get_attr":
             graphs.add_tensor(graph, str(parameter.target), graphs.tensor(model.graph, str(parameter.target)))
     return replace(twin, graph=graph, quant=QuantPlan({node.name: plan.scheme(node.name)}, plan.activations, plan.weights))
-
-
-def _outputs(graph: fx.GraphModule, inputs: tuple[torch.Tensor, ...], model: Model) -> tuple[np.ndarray[Any, Any], ...]:
-    step = BATCH if model.dynamic_batch else model.inputs[0].at_batch(1)[0]
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(inputs[0]), step):
-            result = graph(*(x[start : start + step] for x in inputs))
-            parts.append(result if isinstance(result, tuple) else (result,))
-    return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))
 
 
 def _sqnr_db(exact: Sequence[np.ndarray[Any, Any]], seen: Sequence[np.ndarray[Any, Any]]) -> float:

@@ -17,6 +17,8 @@ from edgesmith.kernels.ranges import Histogram
 from edgesmith.passes.quantize.visit import Look, visit
 
 BATCH = 16
+JUDGED_BATCHES = 1
+"""So many suffice to tell which of several roundings changes an operator's results least."""
 
 
 def calibration_batches(model: Model, split: Split, samples: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:

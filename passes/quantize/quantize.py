@@ -20,10 +20,10 @@ from edgesmith.compiler.weighted import CONVOLUTIONS
 from edgesmith.kernels.affine import ends
 from edgesmith.kernels.ranges import Histogram
 from edgesmith.passes.quantize.bias import correct_biases
-from edgesmith.passes.quantize.calibrate import calibration_batches, histograms, told
+from edgesmith.passes.quantize.calibrate import JUDGED_BATCHES, calibration_batches, histograms, told
 from edgesmith.passes.quantize.grids import grid_groups
 from edgesmith.passes.quantize.schemes import SCHEMES, Candidates, assign, candidates
-from edgesmith.passes.quantize.search import AUTO, CANDIDATES, JUDGED_BATCHES, Choice, judge
+from edgesmith.passes.quantize.search import AUTO, CANDIDATES, Choice, judge
 from edgesmith.passes.quantize.weights import put_on_grid, refuse_not_finite, widened
 
 Schemes = dict[fx.Node, Scheme]

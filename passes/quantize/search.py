@@ -24,7 +24,6 @@ from edgesmith.passes.quantize.grids import GridGroup
 from edgesmith.passes.quantize.visit import Look, merged, visit
 
 AUTO = "auto"
-JUDGED_BATCHES = 1
 DEFAULT = "mse"
 """For grids that nothing computes with."""
 CANDIDATES: Mapping[str, Callable[[Histogram], tuple[float, float]]] = {

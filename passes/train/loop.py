@@ -67,8 +67,8 @@ def train(model: Model, objective: Objective, schedule: Schedule, ctx: PassConte
     model is trained on one thread; the global random state is left as it was.
     """
     score = _scorer(objective, ctx.evaluate)
-    best = Trained(model, before := score(model), before, 0, diverged=False)
     with torch.random.fork_rng(devices=[]), _threads(model.macs * schedule.batch_size):
+        best = Trained(model, before := score(model), before, 0, diverged=False)
         torch.manual_seed(ctx.seed)
         for epoch, candidate in _checkpoints(model, objective, schedule, ctx):
             if candidate is None:

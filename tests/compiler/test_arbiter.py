@@ -55,6 +55,9 @@ def test_a_file_slower_than_the_float_one_is_not_shipped_in_silence() -> None:
     warning = Ruling(*choose(slow, Limits(size_bytes=200)), slow).warning
     assert re.match("slower than float; ships static: the fastest, 1.30 of the float file's time; float is not within the limits", warning)
     assert Ruling(*choose(slow, Limits()), slow).warning == ""
+    tie, surely = ((FILES[0], tried("static", 1.02, 110, spread=spread)) for spread in (0.05, 0.005))
+    assert Ruling(*choose(tie, Limits()), tie).warning == ""
+    assert Ruling(*choose(surely, Limits()), surely).warning.startswith("slower than float; ships static: the smallest of 2 that are as fast")
 
 
 @pytest.fixture(scope="module")

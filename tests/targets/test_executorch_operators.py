@@ -90,6 +90,7 @@ def test_operators_carry_the_paths_of_the_modules_they_compute(tiny: tuple[nn.Mo
     rows = profiled(path, runs=1)
     operators = list(graphs.operators(tiny_model(lambda: module).graph))
     assert {source for row in rows for source in row["sources"]} <= {graphs.source(node) for node in operators}
+    assert all(row["sources"] for row in rows)
     assert (rows[0]["sources"], rows[-1]["sources"]) == ([next(name for name, _ in module.named_modules() if name)], ["head"])
     heavy = {source for row in rows if any(word in row["kind"] for word in ("FullyConnected", "Conv2d")) for source in row["sources"]}
     assert {name for name, child in module.named_modules() if isinstance(child, (nn.Linear, nn.Conv2d))} <= heavy
