@@ -1,28 +1,30 @@
 """Which form of a model a target ships: its float file, or one of the INT8 schemes of its plan.
 
 Whether a scheme pays is a question per model, runtime, version and processor that only a measurement answers. So every form is lowered, all are timed
-against each other in one run, each is scored in its own runtime on validation data, and the fastest that keeps the accuracy is taken.
+against each other in one run, each is scored in its own runtime on validation data, and the fastest that keeps the accuracy is taken. Where that leaves
+something to wish, a form that mixes their schemes joins them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 from edgesmith.compiler.budget import Interval
-from edgesmith.compiler.cost import products
 from edgesmith.compiler.errors import NumericsError, UnsupportedError
+from edgesmith.compiler.forms import FLOAT, schemes
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.profile.comparison import Comparison
-from edgesmith.compiler.quantplan import QuantPlan
+from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.target import Artifact
 
-FLOAT = "float"
+MIXED = "mixed"
+MOST_MIXTURES = 3
+"""So many are lowered for one target, until one keeps the accuracy."""
 TIE = 0.03
 """Forms whose times differ by less are as fast: what is left is for their sizes to decide."""
-LEAST_SHARE = 0.1
-"""A form is tried if it computes this share of the products otherwise than every form before it."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,15 @@ class Tried:
 
     ``ratio`` is the time of a call over that of the float file, with its 95 % interval, and ``p50_ms`` the float file's median times that: each file's
     own median may come from another mood of the machine. ``accuracy`` is that of the file in its runtime on validation data. ``refused`` says why there
-    is no file, or whose file it equals; then the numbers are None.
+    is no file, or whose file it equals; then the numbers are None. ``latency_ms`` is likewise at the percentile of the limits, and ``schemes`` says by
+    source path how the operators with weights run.
     """
 
     name: str
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
     size_bytes: int | None = None
     p50_ms: float | None = None
+    latency_ms: float | None = None
     ratio: Interval | None = None
     accuracy: float | None = None
     refused: str = ""
@@ -51,9 +56,14 @@ class Ruling:
     tried: tuple[Tried, ...]
 
     @property
+    def shipped(self) -> Tried:
+        """The chosen form."""
+        return next(t for t in self.tried if t.name == self.chosen)
+
+    @property
     def warning(self) -> str:
         """What to say with the verdict where a file is shipped that is slower than the float one, by more than a tie or beyond doubt; else nothing."""
-        (ratio,) = (t.ratio for t in self.tried if t.name == self.chosen)
+        ratio = self.shipped.ratio
         if ratio is None or (ratio.value <= 1 + TIE and ratio.low <= 1):
             return ""
         return f"slower than float; ships {self.chosen}: {self.reason}"
@@ -61,24 +71,21 @@ class Ruling:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a form must keep: ``floor``, the least accuracy on validation data, and ``size_bytes``. None where nothing is asked."""
+    """What a form must keep: ``floor``, the least accuracy on validation data, ``size_bytes``, and ``latency_ms`` at ``percentile``. None: nothing is asked."""
 
     floor: float | None = None
     size_bytes: float | None = None
+    latency_ms: float | None = None
+    percentile: float = 90
 
 
-def forms(model: Model, twin: Model) -> dict[str, Model]:
-    """``twin`` (``model`` before quantization) as FLOAT, and ``model`` by those of its plan's alternatives that differ enough to be worth a file."""
-    plan = model.quant
-    assert plan is not None
-    work = {node.name: count for node, count in products(model.graph).items()}
-    least = LEAST_SHARE * sum(work.values())
-    tried: dict[str, QuantPlan] = {FLOAT: QuantPlan()}
-    for name in plan.alternatives:
-        form = plan.by(name)
-        if all(sum(count for node, count in work.items() if form.scheme(node) is not other.scheme(node)) >= least for other in tried.values()):
-            tried[name] = form
-    return {name: twin if name == FLOAT else replace(model, quant=form) for name, form in tried.items()}
+@dataclass(frozen=True)
+class Known:
+    """A form that has a file, and what was measured of it."""
+
+    model: Model
+    artifact: Artifact
+    tried: Tried
 
 
 def arbitrate(
@@ -87,8 +94,9 @@ def arbitrate(
     compare: Callable[[Sequence[Artifact]], Comparison],
     score: Callable[[Artifact], float] | None,
     limits: Limits,
+    mixtures: Callable[[Sequence[Known], float], Iterator[Model]] = lambda known, below_ms: iter(()),
 ) -> tuple[Artifact, Ruling]:
-    """Lower, time and score every form of ``models``, and choose.
+    """Lower, time and score every form of ``models``, and choose; where none of them is within the limits and as fast as one that is not, mix them.
 
     Args:
         models: name -> form; FLOAT first.
@@ -96,34 +104,106 @@ def arbitrate(
         compare: times artifacts against the first.
         score: accuracy of an artifact on validation data, greater is better; None without data.
         limits: of the target.
+        mixtures: forms that mix the schemes of those that were measured and may take less than so many milliseconds, the most promising first.
 
     Raises:
         UnsupportedError: the target cannot run the float form.
     """
-    artifacts: dict[str, Artifact] = {}
-    tried: dict[str, Tried] = {}
+    files = _Files(lower, compare, score, limits)
     for name, model in models.items():
-        artifact = _lowered(model, lower, name, tried)
-        if artifact is None:
-            continue
-        same = next((other for other, known in artifacts.items() if known.sha256 == artifact.sha256), None)
-        if same is None:
-            artifacts[name] = artifact
-        else:
-            tried[name] = Tried(name, refused=f"its file is that of {same}")
-    names = list(artifacts)
-    timed = compare([artifacts[name] for name in names]) if len(names) > 1 else None
-    for place, name in enumerate(names):
+        files.add(name, model)
+    ruling = files.rule()
+    if leaves_to_wish(ruling, limits):
+        for mixed in islice(mixtures(files.known(ruling), _worth_ms(ruling, limits)), MOST_MIXTURES):
+            if files.add(MIXED, mixed) and files.keeps_accuracy(MIXED):
+                ruling = files.rule()
+                break
+            files.drop(MIXED)
+    return files.artifacts[ruling.chosen], ruling
+
+
+def leaves_to_wish(ruling: Ruling, limits: Limits) -> bool:
+    """Whether the chosen form is outside of a limit, or a faster one is too inaccurate."""
+    chosen = ruling.shipped
+    late = limits.latency_ms is not None and chosen.latency_ms is not None and chosen.latency_ms > limits.latency_ms
+    files = (t for t in ruling.tried if not t.refused)
+    faster = (t for t in files if _fits(t, limits) and not _accurate(t, limits) and _time(t) * (1 + TIE) < _time(chosen))
+    return late or not _fits(chosen, limits) or not _accurate(chosen, limits) or any(faster)
+
+
+def _worth_ms(ruling: Ruling, limits: Limits) -> float:
+    """What a form must stay below to be of use: the time of the chosen one, if that keeps accuracy and size."""
+    kept = _fits(ruling.shipped, limits) and _accurate(ruling.shipped, limits)
+    return ruling.shipped.p50_ms if kept and ruling.shipped.p50_ms is not None else math.inf
+
+
+@dataclass
+class _Files:
+    """The files of the forms of one model."""
+
+    lower: Callable[[Model], Artifact]
+    compare: Callable[[Sequence[Artifact]], Comparison]
+    score: Callable[[Artifact], float] | None
+    limits: Limits
+    models: dict[str, Model] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    _refused: dict[str, str] = field(default_factory=dict)
+    _accuracy: dict[str, float | None] = field(default_factory=dict)
+
+    def add(self, name: str, model: Model) -> bool:
+        """Lower and score one more form. False: there is no file, or it is that of another form."""
+        self.models[name] = model
+        try:
+            artifact = self.lower(model)
+        except (NumericsError, UnsupportedError) as error:
+            if name == FLOAT:
+                raise
+            self._refused[name] = f"{error.what}: {error.why}" if error.why else error.what
+            return False
+        same = next((other for other, known in self.artifacts.items() if known.sha256 == artifact.sha256), None)
+        if same is not None:
+            self._refused[name] = f"its file is that of {same}"
+            return False
+        self.artifacts[name] = artifact
+        self._accuracy[name] = self.score(artifact) if self.score else None
+        return True
+
+    def drop(self, name: str) -> None:
+        """Forget a form."""
+        self.models.pop(name)
+        self.artifacts.pop(name, None)
+        self._refused.pop(name, None)
+        self._accuracy.pop(name, None)
+
+    def keeps_accuracy(self, name: str) -> bool:
+        """Whether the file of ``name`` keeps the accuracy that is asked."""
+        return _accurate(Tried(name, accuracy=self._accuracy[name]), self.limits)
+
+    def known(self, ruling: Ruling) -> list[Known]:
+        """What was measured of every file."""
+        return [Known(self.models[t.name], self.artifacts[t.name], t) for t in ruling.tried if t.name in self.artifacts]
+
+    def rule(self) -> Ruling:
+        """Time all files in one run and choose."""
+        names = list(self.artifacts)
+        timed = self.compare([self.artifacts[name] for name in names]) if len(names) > 1 else None
+        tried = {name: self._tried(name, timed, place) for place, name in enumerate(names)}
+        tried |= {name: Tried(name, schemes(self.models[name]), refused=why) for name, why in self._refused.items()}
+        chosen, reason = choose([tried[name] for name in names], self.limits)
+        return Ruling(chosen, reason, tuple(tried[name] for name in self.models))
+
+    def _tried(self, name: str, timed: Comparison | None, place: int) -> Tried:
         ratio = _ratio(timed, place) if timed else None
-        tried[name] = Tried(
+        share = ratio.value if ratio else 1.0
+        return Tried(
             name,
-            size_bytes=artifacts[name].size_bytes,
-            p50_ms=timed.profiles[0].latency_ms(50).value * ratio.value if timed and ratio else None,
+            schemes(self.models[name]),
+            size_bytes=self.artifacts[name].size_bytes,
+            p50_ms=timed.profiles[0].latency_ms(50).value * share if timed else None,
+            latency_ms=timed.profiles[0].latency_ms(self.limits.percentile).value * share if timed else None,
             ratio=ratio,
-            accuracy=score(artifacts[name]) if score else None,
+            accuracy=self._accuracy[name],
         )
-    chosen, reason = choose([tried[name] for name in names], limits)
-    return artifacts[chosen], Ruling(chosen, reason, tuple(tried[name] for name in models))
 
 
 def _ratio(timed: Comparison, place: int) -> Interval:
@@ -136,24 +216,13 @@ def _ratio(timed: Comparison, place: int) -> Interval:
     return Interval(timed.profiles[place].latency_ms(50).value / timed.profiles[0].latency_ms(50).value, 0.0, math.inf)
 
 
-def _lowered(model: Model, lower: Callable[[Model], Artifact], name: str, tried: dict[str, Tried]) -> Artifact | None:
-    """The file of an INT8 form, or None and a note of why there is none; the float form must have one."""
-    if name == FLOAT:
-        return lower(model)
-    try:
-        return lower(model)
-    except (NumericsError, UnsupportedError) as error:
-        tried[name] = Tried(name, refused=f"{error.what}: {error.why}" if error.why else error.what)
-        return None
-
-
 def choose(tried: Sequence[Tried], limits: Limits) -> tuple[str, str]:
     """The name of the fastest of ``tried`` that is within ``limits``, and why it; of those that are as fast, the smallest.
 
     Where none is within them, the size goes first (what does not fit is not shipped), and the most accurate of what is left is taken.
     """
-    fitting = [t for t in tried if limits.size_bytes is None or (t.size_bytes or 0) <= limits.size_bytes] or [min(tried, key=lambda t: t.size_bytes or 0)]
-    accurate = [t for t in fitting if limits.floor is None or t.accuracy is None or t.accuracy >= limits.floor]
+    fitting = [t for t in tried if _fits(t, limits)] or [min(tried, key=lambda t: t.size_bytes or 0)]
+    accurate = [t for t in fitting if _accurate(t, limits)]
     if not accurate:
         best = max(fitting, key=lambda t: (t.accuracy or 0.0, -_time(t)))
         return best.name, f"the most accurate: none that fits keeps {limits.floor:.4f} on validation data"
@@ -166,6 +235,14 @@ def choose(tried: Sequence[Tried], limits: Limits) -> tuple[str, str]:
         return smallest.name, "the only file"
     why = f"the fastest, {_share(smallest.ratio)}" if len(equal) == 1 else f"the smallest of {len(equal)} that are as fast, {_share(smallest.ratio)}"
     return smallest.name, why + beyond
+
+
+def _fits(tried: Tried, limits: Limits) -> bool:
+    return limits.size_bytes is None or (tried.size_bytes or 0) <= limits.size_bytes
+
+
+def _accurate(tried: Tried, limits: Limits) -> bool:
+    return limits.floor is None or tried.accuracy is None or tried.accuracy >= limits.floor
 
 
 def _time(tried: Tried) -> float:

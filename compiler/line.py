@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from edgesmith.compiler import registry
 from edgesmith.compiler.accuracy import Accuracy, Metric, Outputs, accuracy_of, judge_accuracy, load_metric, model_outputs_of, outputs_of
-from edgesmith.compiler.arbiter import Limits, Ruling, arbitrate, forms
 from edgesmith.compiler.budget import Budget
 from edgesmith.compiler.buildfile import BuildSpec, TargetSpec
 from edgesmith.compiler.cache import PassCache, files_key
@@ -25,22 +24,20 @@ from edgesmith.compiler.lowering import Lowering, refuse_unsupported
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Cost, Pass, PassContext, PassResult
 from edgesmith.compiler.pipeline import Pipeline
-from edgesmith.compiler.profile.comparison import Comparison
 from edgesmith.compiler.profile.devices import device
 from edgesmith.compiler.profile.operator_types import OperatorProfile
 from edgesmith.compiler.profile.operators import profile_operators
-from edgesmith.compiler.profile.protocol import compare, measure
+from edgesmith.compiler.profile.protocol import measure
 from edgesmith.compiler.profile.session import open_session
 from edgesmith.compiler.profile.verdicts import judge
 from edgesmith.compiler.progress import Progress
-from edgesmith.compiler.report import BYTES_PER_MB, ModelReport, Report, TargetReport
-from edgesmith.compiler.sensitivity import Sensitivity, sensitivities
+from edgesmith.compiler.report import ModelReport, Report, TargetReport
+from edgesmith.compiler.sensitivity import Sensitivities, Sensitivity
+from edgesmith.compiler.shipping import OPERATORS_LIMIT_S, Shipping
 from edgesmith.compiler.spec import format_pass, parse_pass
 from edgesmith.compiler.target import Artifact, Target
 
 PRICE_LIMIT_S = 2.0
-OPERATORS_LIMIT_S = 1.0
-ARBITER_LIMIT_S = 8.0
 CACHE = "cache"
 
 
@@ -115,25 +112,27 @@ class Line:
 
     def report(self, model: Model, key: str) -> Report:
         """Every target's artifact of ``model``, measured and judged."""
-        targets = tuple(self._target(model, wanted, target) for wanted, target in zip(self.spec.targets, self.targets, strict=True))
+        shipping = self._shipping(model)
+        targets = tuple(self._target(model, shipping, wanted, target) for wanted, target in zip(self.spec.targets, self.targets, strict=True))
         return Report.of(
             key=key,
             teacher=ModelReport.of(self.teacher),
             model=ModelReport.of(model),
             passes=model.history,
             targets=targets,
-            sensitivity=self._sensitivities(model),
+            sensitivity=self._sensitivities(model, shipping),
         )
 
-    def _sensitivities(self, model: Model) -> tuple[Sensitivity, ...]:
+    def _sensitivities(self, model: Model, shipping: Shipping | None) -> tuple[Sensitivity, ...]:
         """What each INT8 operator costs alone, on validation data; nothing without data or integers."""
-        if self.data is None or model.quant is None or self.twin.model is None:
+        if shipping is None or shipping.sensitivities is None or model.quant is None:
             return ()
         self.progress.step("quantizing each operator alone")
-        return sensitivities(model, self.twin.model, self.data.validation, self.metric, lambda done, of: self.progress.update(done, of, "operators"))
+        return shipping.sensitivities.of(model.quant.ops)
 
-    def _target(self, model: Model, wanted: TargetSpec, target: Target) -> TargetReport:
-        chosen, ruling = self._chosen(model, wanted, target)
+    def _target(self, model: Model, shipping: Shipping | None, wanted: TargetSpec, target: Target) -> TargetReport:
+        self.progress.step(f"{target.name}: lowering")
+        chosen, ruling = shipping.chosen(wanted, target) if shipping else (self._lowering(model).artifact(model, target), None)
         artifact = self._kept(chosen, target)
         samples = None if self.data is None else self.data.test.batch(slice(0, 8))
         self.progress.step(f"{target.name}: measuring on {wanted.device}")
@@ -144,33 +143,16 @@ class Line:
         findings = (*judge(wanted.budget, profile, artifact.size_bytes, device=wanted.device), *judge_accuracy(self.spec.accuracy, accuracy))
         return TargetReport.of(target.name, artifact, profile, accuracy, findings, operators, ruling)
 
-    def _chosen(self, model: Model, wanted: TargetSpec, target: Target) -> tuple[Artifact, Ruling | None]:
-        """The file that ``target`` ships, and why it and not another form of the model, where there are several."""
-        lowering = self._lowering(model)
-        self.progress.step(f"{target.name}: lowering")
+    def _shipping(self, model: Model) -> Shipping | None:
+        """How the form that a target ships is chosen; None where there is but one."""
         if model.quant is None or self.twin.model is None:
-            return lowering.artifact(model, target), None
-        samples = None if self.data is None else self.data.train.batch(slice(0, 8))
+            return None
+        sensitivities = None
+        if self.data is not None:
+            sensitivities = Sensitivities(model, self.twin.model, self.data.validation, self.metric, lambda n, of: self.progress.update(n, of, "operators"))
+        return Shipping(model, self.twin.model, self._lowering(model), self.data, self.metric, self._floor, sensitivities, self.progress)
 
-        def timed(artifacts: Sequence[Artifact]) -> Comparison:
-            self.progress.step(f"{target.name}: timing {len(artifacts)} forms")
-            return compare(artifacts, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=ARBITER_LIMIT_S)
-
-        return arbitrate(
-            forms(model, self.twin.model),
-            lambda form: lowering.artifact(form, target),
-            timed,
-            None if self.data is None else lambda artifact: self._validated(artifact, target, wanted.threads),
-            Limits(self._floor, None if wanted.budget.size_mb is None else wanted.budget.size_mb * BYTES_PER_MB),
-        )
-
-    def _validated(self, artifact: Artifact, target: Target, threads: int) -> float:
-        """What the file scores on validation data."""
-        assert self.data is not None
-        with open_session(artifact.path, target.runner, threads, extra=target.extra) as session:
-            return self.metric(outputs_of(session, self.data.validation), self.data.validation.labels)
-
-    @cached_property
+    @property
     def _floor(self) -> float | None:
         """The least accuracy on validation data that keeps what the build file asks for."""
         goal = self.spec.accuracy

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ class FormReport:
 
     name: str
     chosen: bool
+    schemes: Mapping[str, str]
     size_bytes: int | None
     p50: float | None
     ratio: float | None
@@ -23,6 +26,11 @@ class FormReport:
     ratio_high: float | None
     accuracy: float | None
     refused: str
+
+    @property
+    def mix(self) -> str:
+        """How many operators run by which scheme."""
+        return ", ".join(f"{count} {name}" for name, count in Counter(self.schemes.values()).most_common())
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ def _form(tried: Tried, chosen: str) -> FormReport:
     return FormReport(
         name=tried.name,
         chosen=tried.name == chosen,
+        schemes={path: scheme.value for path, scheme in tried.schemes.items()},
         size_bytes=tried.size_bytes,
         p50=tried.p50_ms,
         ratio=None if ratio is None else ratio.value,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ QUIET_DB = 200.0
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One operator, quantized alone by ``scheme``: the outputs' signal to quantization noise, and how much of the metric is lost on ``samples``."""
+    """One operator, ``node`` of the graph, quantized alone by ``scheme``: the outputs' signal to quantization noise, and the loss of metric on ``samples``."""
 
+    node: str
     where: str
     kind: str
     scheme: Scheme
@@ -39,38 +41,65 @@ class Sensitivity:
     samples: int
 
 
-def sensitivities(model: Model, twin: Model, split: Split, score: Score, progress: Callable[[int, int], None]) -> tuple[Sensitivity, ...]:
-    """Every INT8 operator of ``model``, in graph order; ``twin`` is the model before quantization, with the same node names.
+@dataclass
+class Sensitivities:
+    """What the INT8 operators of ``model`` cost, each quantized alone, by any of the plan's schemes; looked at when asked for, and once.
 
-    ``split`` is data that calibration did not see. Only operators that multiply by a weight are looked at: the others follow them.
+    ``twin`` is the model before quantization, with the same node names; ``split`` data that calibration did not see. Only operators that multiply by
+    a weight are looked at: the others follow them. ``progress`` is told how many of those asked for are done.
     """
-    plan = model.quant
-    assert plan is not None
-    nodes = [n for n in graphs.operators(model.graph) if plan.scheme(n.name) is not Scheme.FLOAT and weighted(n) is not None]
-    count = int(min(len(split), MOST, max(FEWEST, LARGEST_WORK_MACS / max(1, model.macs) / max(1, len(nodes)))))
-    some = Split(split.batch(slice(0, count)), split.labels[:count])
-    exact = model_outputs_of(twin, some)
-    baseline = score(exact, some.labels)
-    found = []
-    for number, node in enumerate(nodes):
-        alone = _alone(model, twin, node, plan)
-        outputs = model_outputs_of(replace(alone, graph=simulated_graph(alone)), some)
-        found.append(
-            Sensitivity(graphs.source(node), str(node.target), plan.scheme(node.name), _sqnr_db(exact, outputs), baseline - score(outputs, some.labels), count)
-        )
-        progress(number + 1, len(nodes))
-    return tuple(found)
+
+    model: Model
+    twin: Model
+    split: Split
+    score: Score
+    progress: Callable[[int, int], None] = lambda done, of: None
+    _known: dict[tuple[str, Scheme], Sensitivity] = field(default_factory=dict)
+
+    def of(self, ops: Mapping[str, Scheme]) -> tuple[Sensitivity, ...]:
+        """Those of the operators ``ops``, by these schemes, in graph order."""
+        nodes = [n for n in self._weighted if ops.get(n.name, Scheme.FLOAT) is not Scheme.FLOAT]
+        for number, node in enumerate(nodes):
+            key = node.name, ops[node.name]
+            if key not in self._known:
+                self._known[key] = self._look(node, ops[node.name])
+            self.progress(number + 1, len(nodes))
+        return tuple(self._known[node.name, ops[node.name]] for node in nodes)
+
+    def noise(self, node: str, scheme: Scheme) -> float:
+        """The power of the outputs' error over that of the outputs with the operator ``node`` alone quantized by ``scheme``."""
+        (found,) = self.of({node: scheme})
+        return float(10 ** (-found.sqnr_db / 10))
+
+    @cached_property
+    def _weighted(self) -> list[fx.Node]:
+        return [n for n in graphs.operators(self.model.graph) if weighted(n) is not None]
+
+    @cached_property
+    def _some(self) -> Split:
+        count = int(min(len(self.split), MOST, max(FEWEST, LARGEST_WORK_MACS / max(1, self.model.macs) / max(1, len(self._weighted)))))
+        return Split(self.split.batch(slice(0, count)), self.split.labels[:count])
+
+    @cached_property
+    def _exact(self) -> tuple[np.ndarray[Any, Any], ...]:
+        return model_outputs_of(self.twin, self._some)
+
+    def _look(self, node: fx.Node, scheme: Scheme) -> Sensitivity:
+        alone, labels = _alone(self.model, self.twin, node, scheme), self._some.labels
+        outputs = model_outputs_of(replace(alone, graph=simulated_graph(alone)), self._some)
+        drop = self.score(self._exact, labels) - self.score(outputs, labels)
+        return Sensitivity(node.name, graphs.source(node), str(node.target), scheme, _sqnr_db(self._exact, outputs), drop, len(labels))
 
 
-def _alone(model: Model, twin: Model, node: fx.Node, plan: QuantPlan) -> Model:
-    """``twin`` with ``node`` as the plan has it, its weight and bias included."""
-    kind, graph = weighted(node), twin.edit()
-    assert kind is not None
+def _alone(model: Model, twin: Model, node: fx.Node, scheme: Scheme) -> Model:
+    """``twin`` with ``node`` by ``scheme`` and as ``model`` has it, its weight and bias included."""
+    kind, graph, plan = weighted(node), twin.edit(), model.quant
+    assert kind is not None and plan is not None
     for place in (kind.weight, kind.bias):
         parameter = kind.argument(node, place)
         if parameter is not None and parameter.op == "get_attr":
             graphs.add_tensor(graph, str(parameter.target), graphs.tensor(model.graph, str(parameter.target)))
-    return replace(twin, graph=graph, quant=QuantPlan({node.name: plan.scheme(node.name)}, plan.activations, plan.weights))
+    return replace(twin, graph=graph, quant=QuantPlan({node.name: scheme}, plan.activations, plan.weights))
 
 
 def _sqnr_db(exact: Sequence[np.ndarray[Any, Any]], seen: Sequence[np.ndarray[Any, Any]]) -> float:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from edgesmith.compiler import grid_operators as ops
 from edgesmith.compiler.quantplan import Scheme
-from edgesmith.passes.quantize import operators as ops
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from edgesmith.compiler.errors import SpecError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
 from edgesmith.compiler.quantplan import QuantPlan, Scheme, TensorRange
+from edgesmith.compiler.spread import Schemes
 from edgesmith.compiler.weighted import CONVOLUTIONS
 from edgesmith.kernels.affine import ends
 from edgesmith.kernels.ranges import Histogram
@@ -25,8 +26,6 @@ from edgesmith.passes.quantize.grids import grid_groups
 from edgesmith.passes.quantize.schemes import SCHEMES, Candidates, assign, candidates
 from edgesmith.passes.quantize.search import AUTO, CANDIDATES, Choice, judge
 from edgesmith.passes.quantize.weights import put_on_grid, refuse_not_finite, widened
-
-Schemes = dict[fx.Node, Scheme]
 
 
 @dataclass(frozen=True)

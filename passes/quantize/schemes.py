@@ -9,10 +9,11 @@ import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler import grid_operators as ops
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.spread import Schemes, spread
 from edgesmith.compiler.weighted import CONVOLUTIONS, LINEARS, Weighted, weighted
-from edgesmith.passes.quantize import operators as ops
 
 SCHEMES = ("auto", "dynamic", "static")
 """What ``assign`` takes."""
@@ -80,30 +81,17 @@ def _sharing_badly(graph: fx.GraphModule, found: Candidates) -> list[fx.Node]:
     return sorted(set(bad))
 
 
-def assign(graph: fx.GraphModule, found: Candidates, scheme: str, exclude: tuple[str, ...]) -> dict[fx.Node, Scheme]:
-    """A scheme for each of ``found`` and for the operators between static ones. Absent means float.
+def assign(graph: fx.GraphModule, found: Candidates, scheme: str, exclude: tuple[str, ...]) -> Schemes:
+    """A scheme for each of ``found``, and for what follows them (``spread``). Absent means float.
 
     ``static``: every candidate is static. ``dynamic``: every candidate is dynamic. ``auto``: convolutions are static; a matrix product is
-    static where its input already lies on a static grid (the head of a convolutional net, squeeze-excite), else dynamic. Operators without
-    weights are static where all they read is on a grid already and a static weighted operator reads their result, through others of their
-    kind: a residual addition between convolutions, not one whose result goes to a layer normalisation.
+    static where its input already lies on a static grid (the head of a convolutional net, squeeze-excite), else dynamic.
     """
-    fed: dict[fx.Node, Scheme] = {}
-    for node in graphs.operators(graph):
-        if node in found:
-            fed[node] = _weighted_scheme(node, found[node], scheme, fed)
-        elif _on_grid(node, fed) and not _excluded(node, exclude):
-            fed[node] = Scheme.STATIC
-    wanted: set[fx.Node] = set()
-    for node in reversed(list(graphs.operators(graph))):
-        if node in found or any(user in wanted and fed.get(user) is Scheme.STATIC for user in node.users):
-            wanted.add(node)
-    chosen = {node: kind for node, kind in fed.items() if node in wanted}
-    for node in [n for n, kind in chosen.items() if kind is Scheme.STATIC and not ops.keeps_grid(n)]:
-        clamp = ops.fused_clamp(node)
-        if clamp is not None and clamp in fed:
-            chosen[clamp] = Scheme.STATIC
-    return chosen
+
+    def choose(node: fx.Node, fed: Mapping[fx.Node, Scheme]) -> Scheme | None:
+        return _weighted_scheme(node, found[node], scheme, fed) if node in found else None
+
+    return spread(graph, choose, lambda node: not _excluded(node, exclude))
 
 
 def _weighted_scheme(node: fx.Node, kind: Weighted, scheme: str, fed: Mapping[fx.Node, Scheme]) -> Scheme:
@@ -112,18 +100,3 @@ def _weighted_scheme(node: fx.Node, kind: Weighted, scheme: str, fed: Mapping[fx
     if scheme == "auto":
         return Scheme.STATIC if node.target not in LINEARS or fed.get(activation) is Scheme.STATIC else Scheme.DYNAMIC
     return Scheme(scheme)
-
-
-def _on_grid(node: fx.Node, fed: Mapping[fx.Node, Scheme]) -> bool:
-    """Whether ``node`` could run on integers because what it reads is on a static grid."""
-    if not ops.is_float(node):
-        return False
-    read = [a for a in node.all_input_nodes if isinstance(a.meta["val"], torch.Tensor)]
-    static = [a for a in read if fed.get(a) is Scheme.STATIC]
-    if ops.keeps_grid(node) or node.target in ops.UNARY:
-        return node.args[0] in static
-    if node.target in ops.SUMS:
-        return len(read) == 2 and static == read and "alpha" not in node.kwargs
-    if node.target in ops.PRODUCTS:
-        return len(read) == 2 and max(read, key=lambda a: a.meta["val"].numel()) in static and len(ops.activations(node)) == 2
-    return node.target in ops.CONCATENATIONS and static == read

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from edgesmith.compiler import grid_operators as ops
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.simulate import fake_quantize
 from edgesmith.kernels.affine import Grid, activation_grid
 from edgesmith.kernels.ranges import SEARCHES, Histogram, percentile
-from edgesmith.passes.quantize import operators as ops
 from edgesmith.passes.quantize.grids import GridGroup
 from edgesmith.passes.quantize.visit import Look, merged, visit
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +14,22 @@ import torch
 from torch import nn
 
 from edgesmith import Model, compare, targets
-from edgesmith.compiler.arbiter import FLOAT, Limits, Ruling, Tried, arbitrate, choose, forms
+from edgesmith.compiler.arbiter import Known, Limits, Ruling, Tried, arbitrate, choose
 from edgesmith.compiler.budget import Interval
 from edgesmith.compiler.data import PassData, Split
 from edgesmith.compiler.errors import UnsupportedError
+from edgesmith.compiler.forms import FLOAT, form, forms
 from edgesmith.compiler.passbase import PassContext
 from edgesmith.compiler.profile.session import open_session
 from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.weighted import weighted
 from edgesmith.passes.quantize.quantize import Quantize
 from edgesmith.targets.onnxruntime import OnnxRuntime
 
 
 def tried(name: str, ratio: float, size: int, accuracy: float = 0.9, spread: float = 0.01) -> Tried:
-    return Tried(name, size, ratio, Interval(ratio, ratio * (1 - spread), ratio * (1 + spread)), accuracy)
+    interval = Interval(ratio, ratio * (1 - spread), ratio * (1 + spread))
+    return Tried(name, size_bytes=size, p50_ms=ratio, ratio=interval, accuracy=accuracy)
 
 
 FILES = (tried(FLOAT, 1.0, 400, spread=0.0), tried("static", 0.6, 110, 0.85), tried("dynamic", 0.8, 120, 0.9))
@@ -41,7 +46,7 @@ FILES = (tried(FLOAT, 1.0, 400, spread=0.0), tried("static", 0.6, 110, 0.85), tr
         ((FILES[0], tried("static", 1.004, 110)), Limits(), "static", "the smallest of 2 that are as fast"),
         ((FILES[0], tried("static", 1.04, 110, spread=0.5)), Limits(), FLOAT, "the fastest"),
         (FILES, Limits(size_bytes=10), "static", "the fastest"),
-        ((Tried(FLOAT, 400),), Limits(), FLOAT, "the only file"),
+        ((Tried(FLOAT, size_bytes=400),), Limits(), FLOAT, "the only file"),
     ],
 )
 def test_the_fastest_that_keeps_the_limits_is_chosen(files: tuple[Tried, ...], limits: Limits, chosen: str, says: str) -> None:
@@ -82,8 +87,8 @@ def test_files_are_lowered_timed_and_scored(quantized: tuple[Model, Model, Split
     model, twin, split = quantized
     made = iter(range(10))
 
-    def lower(form: Model):
-        return targets["onnxruntime"].lower(form, tmp_path, f"form{next(made)}")
+    def lower(model: Model):
+        return targets["onnxruntime"].lower(model, tmp_path, f"form{next(made)}")
 
     def score(artifact) -> float:
         with open_session(artifact.path, OnnxRuntime.runner) as session:
@@ -103,11 +108,40 @@ def test_a_form_that_cannot_be_lowered_is_noted_and_an_equal_file_is_not_timed_t
     model, twin, _ = quantized
     found = {**forms(model, twin), "again": replace(model, quant=model.quant.by("auto"))}
 
-    def lower(form: Model):
-        if form.quant is not None and Scheme.STATIC in form.quant.ops.values():
+    def lower(model: Model):
+        if model.quant is not None and Scheme.STATIC in model.quant.ops.values():
             raise UnsupportedError("no static operators here", why="none at all")
-        return targets["onnxruntime"].lower(form, tmp_path, form.fingerprint)
+        return targets["onnxruntime"].lower(model, tmp_path, model.fingerprint)
 
     _, ruling = arbitrate(found, lower, lambda files: compare(files, limit_s=2.0), None, Limits())
     notes = {t.name: t.refused for t in ruling.tried}
     assert notes == {FLOAT: "", "auto": "", "static": "no static operators here: none at all", "again": "its file is that of auto"}
+
+
+def test_a_mixture_joins_where_what_is_fast_is_not_accurate(quantized: tuple[Model, Model, Split], tmp_path: Path) -> None:
+    """Every INT8 form is scored as too bad; of the mixtures the first is too, and the second is timed with the rest."""
+    model, twin, _ = quantized
+    first, second = (name for name, scheme in model.quant.by("static").ops.items() if weighted(next(n for n in model.graph.graph.nodes if n.name == name)))
+    made: dict[str, float] = {}
+    asked: list[tuple[list[str], float]] = []
+
+    def lower(model: Model):
+        artifact = targets["onnxruntime"].lower(model, tmp_path, model.fingerprint)
+        bad = model.quant is not None and model.quant.scheme(first) is not Scheme.FLOAT
+        made[artifact.sha256] = 0.5 if bad else 0.9
+        return artifact
+
+    def mixtures(known: Sequence[Known], below_ms: float):
+        asked.append(([one.tried.name for one in known], below_ms))
+        yield form(model, twin, {first: Scheme.STATIC})
+        yield form(model, twin, {second: Scheme.STATIC})
+        raise AssertionError("the second is good enough")
+
+    arguments = forms(model, twin), lower, lambda files: compare(files, limit_s=2.0), lambda artifact: made[artifact.sha256]
+    _, ruling = arbitrate(*arguments, Limits(floor=0.8, size_bytes=10), mixtures)
+    assert asked == [([FLOAT, "auto", "static"], math.inf)], "nothing fits, so that any time is of use"
+    assert [(t.name, t.accuracy) for t in ruling.tried] == [(FLOAT, 0.9), ("auto", 0.5), ("static", 0.5), ("mixed", 0.9)]
+    assert ruling.tried[-1].schemes == {"0": Scheme.FLOAT, "2": Scheme.STATIC} and ruling.tried[-1].ratio is not None
+    arbitrate(*arguments, Limits(floor=0.4), lambda known, below_ms: pytest.fail("the first rung suffices"))
+    arbitrate(*arguments, Limits(floor=0.4, latency_ms=1e-6), lambda known, below_ms: iter(asked.append(([], below_ms)) or ()))
+    assert 0 < asked[-1][1] < math.inf, "too late, but of use only if faster"

@@ -13,7 +13,7 @@ from edgesmith.compiler.data import PassData, Split
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
 from edgesmith.compiler.quantplan import TensorRange
-from edgesmith.compiler.sensitivity import sensitivities
+from edgesmith.compiler.sensitivity import Sensitivities
 from edgesmith.compiler.simulate import simulated
 from edgesmith.kernels.affine import activation_grid, ends
 from edgesmith.passes.quantize.quantize import Quantize
@@ -40,7 +40,7 @@ def score(outputs: tuple[np.ndarray, ...], labels: np.ndarray) -> float:
 def test_every_weighted_operator_is_looked_at_alone(case: tuple[Model, Model, Split]) -> None:
     model, twin, split = case
     told: list[tuple[int, int]] = []
-    found = sensitivities(model, twin, split, score, lambda done, of: told.append((done, of)))
+    found = Sensitivities(model, twin, split, score, lambda done, of: told.append((done, of))).of(model.quant.ops)
     assert [(s.where, s.samples) for s in found] == [("0", 96), ("2", 96), ("5", 96)]
     assert told == [(1, 3), (2, 3), (3, 3)]
     x = torch.from_numpy(split.inputs[0])
@@ -58,7 +58,7 @@ def test_a_bad_range_is_the_most_sensitive(case: tuple[Model, Model, Split]) -> 
     assert plan is not None
     tight = TensorRange(*ends(activation_grid(0.0, plan.activations[node.args[0].name].high / 8)), "spoiled")
     spoiled = replace(model, quant=replace(plan, activations={**plan.activations, node.args[0].name: tight}))
-    before, after = (sensitivities(m, twin, split, score, lambda done, of: None) for m in (model, spoiled))
+    before, after = (Sensitivities(m, twin, split, score).of(m.quant.ops) for m in (model, spoiled))
     assert after[1].sqnr_db < before[1].sqnr_db - 10
     assert after[1].sqnr_db == min(s.sqnr_db for s in after)
     assert after[1].drop > before[1].drop

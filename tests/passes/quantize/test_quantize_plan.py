@@ -14,6 +14,7 @@ from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.data import PassData, Split
 from edgesmith.compiler.diagnostics import errors
 from edgesmith.compiler.errors import DataError, SpecError, UnsupportedError
+from edgesmith.compiler.grid_operators import activations
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext, PassResult
 from edgesmith.compiler.quantplan import QuantPlan, Scheme
@@ -21,7 +22,6 @@ from edgesmith.compiler.simulate import simulated
 from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, check_pass, tiny_data, tiny_model
 from edgesmith.kernels.affine import activation_grid
 from edgesmith.passes.graph.fold_batch_norm import FoldBatchNorm
-from edgesmith.passes.quantize.operators import activations
 from edgesmith.passes.quantize.quantize import Quantize
 
 

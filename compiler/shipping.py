@@ -1,0 +1,99 @@
+"""Which form of a build's model each target ships."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from edgesmith.compiler.accuracy import Metric, model_outputs_of, outputs_of
+from edgesmith.compiler.arbiter import Known, Limits, Ruling, arbitrate
+from edgesmith.compiler.buildfile import TargetSpec
+from edgesmith.compiler.data import Array, Data
+from edgesmith.compiler.errors import RunnerError, UnsupportedError
+from edgesmith.compiler.forms import forms
+from edgesmith.compiler.lowering import Lowering
+from edgesmith.compiler.mixed import Timed, Wish, mixtures
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.comparison import Comparison
+from edgesmith.compiler.profile.operators import profile_operators
+from edgesmith.compiler.profile.protocol import compare
+from edgesmith.compiler.profile.session import open_session
+from edgesmith.compiler.progress import Progress
+from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.report import BYTES_PER_MB
+from edgesmith.compiler.sensitivity import Sensitivities
+from edgesmith.compiler.simulate import simulated_graph
+from edgesmith.compiler.target import Artifact, Target
+
+ARBITER_LIMIT_S = 8.0
+OPERATORS_LIMIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Shipping:
+    """A quantized ``model``, its ``twin`` before quantization, and what its files are judged by on validation data: at least ``floor``."""
+
+    model: Model
+    twin: Model
+    lowering: Lowering
+    data: Data | None
+    metric: Metric
+    floor: float | None
+    sensitivities: Sensitivities | None
+    progress: Progress
+
+    def chosen(self, wanted: TargetSpec, target: Target) -> tuple[Artifact, Ruling]:
+        """The file that ``target`` ships, and why.
+
+        Raises:
+            UnsupportedError: the target cannot run the float form.
+        """
+        budget, samples = wanted.budget, None if self.data is None else self.data.train.batch(slice(0, 8))
+
+        def lower(form: Model) -> Artifact:
+            return self.lowering.artifact(form, target)
+
+        def timed(artifacts: Sequence[Artifact]) -> Comparison:
+            self.progress.step(f"{target.name}: timing {len(artifacts)} forms")
+            return compare(artifacts, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=ARBITER_LIMIT_S)
+
+        def mixed(known: Sequence[Known], below_ms: float) -> Iterator[Model]:
+            wish = Wish(self._keeps_accuracy, below_ms, math.inf if limits.size_bytes is None else limits.size_bytes)
+            return self._mixed([self._timed(one, wanted, target, samples) for one in known], wish)
+
+        limits = Limits(self.floor, None if budget.size_mb is None else budget.size_mb * BYTES_PER_MB, budget.latency_ms, budget.percentile)
+        score = None if self.data is None else lambda artifact: self._score(artifact, target, wanted.threads)
+        return arbitrate(forms(self.model, self.twin), lower, timed, score, limits, mixed)
+
+    def _score(self, artifact: Artifact, target: Target, threads: int) -> float:
+        """What the file scores on validation data."""
+        assert self.data is not None
+        with open_session(artifact.path, target.runner, threads, extra=target.extra) as session:
+            return self.metric(outputs_of(session, self.data.validation), self.data.validation.labels)
+
+    def _timed(self, known: Known, wanted: TargetSpec, target: Target, samples: tuple[Array, ...] | None) -> Timed | None:
+        """Where the time of a file goes; None where its runtime cannot say."""
+        self.progress.step(f"{target.name}: timing the operators of {known.tried.name}")
+        try:
+            profile = profile_operators(known.artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=OPERATORS_LIMIT_S)
+        except (RunnerError, UnsupportedError):
+            return None
+        plan = known.model.quant
+        return Timed({} if plan is None else plan.ops, known.tried.p50_ms or profile.whole_ms, profile, known.artifact.size_bytes)
+
+    def _mixed(self, timed: Sequence[Timed | None], wish: Wish) -> Iterator[Model]:
+        """Forms that mix the schemes of those that were timed; none without data or without the operators' times."""
+        known = [one for one in timed if one is not None]
+        if self.sensitivities is None or len(known) < len(timed):
+            return iter(())
+        self.progress.step("quantizing each operator alone, by each scheme")
+        for scheme in (Scheme.DYNAMIC, Scheme.STATIC):
+            self.sensitivities.of({name: scheme for one in known for name, has in one.ops.items() if has is scheme})
+        return mixtures(self.model, self.twin, known, self.sensitivities.noise, wish)
+
+    def _keeps_accuracy(self, form: Model) -> bool:
+        """Whether ``form`` keeps it in simulation."""
+        assert self.data is not None
+        validation = self.data.validation
+        return self.floor is None or self.metric(model_outputs_of(replace(form, graph=simulated_graph(form)), validation), validation.labels) >= self.floor
