@@ -72,11 +72,17 @@ def bert() -> nn.Module:
     return Sentences(BertForSequenceClassification(config))
 
 
-def vit() -> nn.Module:
-    """A ViT-Small of patches of 16 pixels: 22 M parameters."""
+def vit_of(width: int, depth: int, heads: int) -> nn.Module:
+    """A ViT of patches of 16 pixels."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    return ViTForImageClassification(ViTConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536, num_labels=10))
+    config = ViTConfig(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width, num_labels=10)
+    return ViTForImageClassification(config)
+
+
+def vit() -> nn.Module:
+    """A ViT-Small: 22 M parameters."""
+    return vit_of(384, 12, 6)
 
 
 def images(*shape: int) -> Callable[[int], tuple[Array, ...]]:

@@ -123,17 +123,17 @@ def arbitrate(
 
 
 def leaves_to_wish(ruling: Ruling, limits: Limits) -> bool:
-    """Whether the chosen form is outside of a limit, or a faster one is too inaccurate."""
+    """Whether the chosen form is too inaccurate or too late, or a faster one is too inaccurate; not where none is small enough, which no mixture would be."""
     chosen = ruling.shipped
     late = limits.latency_ms is not None and chosen.latency_ms is not None and chosen.latency_ms > limits.latency_ms
     files = (t for t in ruling.tried if not t.refused)
     faster = (t for t in files if _fits(t, limits) and not _accurate(t, limits) and _time(t) * (1 + TIE) < _time(chosen))
-    return late or not _fits(chosen, limits) or not _accurate(chosen, limits) or any(faster)
+    return _fits(chosen, limits) and (late or not _accurate(chosen, limits) or any(faster))
 
 
 def _worth_ms(ruling: Ruling, limits: Limits) -> float:
-    """What a form must stay below to be of use: the time of the chosen one, if that keeps accuracy and size."""
-    kept = _fits(ruling.shipped, limits) and _accurate(ruling.shipped, limits)
+    """What a form must stay below to be of use: the time of the chosen one, if that keeps the accuracy."""
+    kept = _accurate(ruling.shipped, limits)
     return ruling.shipped.p50_ms if kept and ruling.shipped.p50_ms is not None else math.inf
 
 

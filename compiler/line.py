@@ -112,7 +112,7 @@ class Line:
 
     def report(self, model: Model, key: str) -> Report:
         """Every target's artifact of ``model``, measured and judged."""
-        shipping = self._shipping(model)
+        shipping = self.shipping(model)
         targets = tuple(self._target(model, shipping, wanted, target) for wanted, target in zip(self.spec.targets, self.targets, strict=True))
         return Report.of(
             key=key,
@@ -143,7 +143,7 @@ class Line:
         findings = (*judge(wanted.budget, profile, artifact.size_bytes, device=wanted.device), *judge_accuracy(self.spec.accuracy, accuracy))
         return TargetReport.of(target.name, artifact, profile, accuracy, findings, operators, ruling)
 
-    def _shipping(self, model: Model) -> Shipping | None:
+    def shipping(self, model: Model) -> Shipping | None:
         """How the form that a target ships is chosen; None where there is but one."""
         if model.quant is None or self.twin.model is None:
             return None

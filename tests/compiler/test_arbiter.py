@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgesmith import Model, compare, targets
-from edgesmith.compiler.arbiter import Known, Limits, Ruling, Tried, arbitrate, choose
+from edgesmith.compiler.arbiter import Known, Limits, Ruling, Tried, arbitrate, choose, leaves_to_wish
 from edgesmith.compiler.budget import Interval
 from edgesmith.compiler.data import PassData, Split
 from edgesmith.compiler.errors import UnsupportedError
@@ -29,7 +29,7 @@ from edgesmith.targets.onnxruntime import OnnxRuntime
 
 def tried(name: str, ratio: float, size: int, accuracy: float = 0.9, spread: float = 0.01) -> Tried:
     interval = Interval(ratio, ratio * (1 - spread), ratio * (1 + spread))
-    return Tried(name, size_bytes=size, p50_ms=ratio, ratio=interval, accuracy=accuracy)
+    return Tried(name, size_bytes=size, p50_ms=ratio, latency_ms=ratio, ratio=interval, accuracy=accuracy)
 
 
 FILES = (tried(FLOAT, 1.0, 400, spread=0.0), tried("static", 0.6, 110, 0.85), tried("dynamic", 0.8, 120, 0.9))
@@ -137,11 +137,29 @@ def test_a_mixture_joins_where_what_is_fast_is_not_accurate(quantized: tuple[Mod
         yield form(model, twin, {second: Scheme.STATIC})
         raise AssertionError("the second is good enough")
 
-    arguments = forms(model, twin), lower, lambda files: compare(files, limit_s=2.0), lambda artifact: made[artifact.sha256]
-    _, ruling = arbitrate(*arguments, Limits(floor=0.8, size_bytes=10), mixtures)
-    assert asked == [([FLOAT, "auto", "static"], math.inf)], "nothing fits, so that any time is of use"
+    def timed(files):
+        return compare(files, limit_s=1.0)
+
+    size = 200_000
+    _, ruling = arbitrate(forms(model, twin), lower, timed, lambda artifact: made[artifact.sha256], Limits(floor=0.8, size_bytes=size), mixtures)
+    assert asked == [([FLOAT, "auto", "static"], math.inf)], "what fits is not accurate, so that any time is of use"
     assert [(t.name, t.accuracy) for t in ruling.tried] == [(FLOAT, 0.9), ("auto", 0.5), ("static", 0.5), ("mixed", 0.9)]
     assert ruling.tried[-1].schemes == {"0": Scheme.FLOAT, "2": Scheme.STATIC} and ruling.tried[-1].ratio is not None
-    arbitrate(*arguments, Limits(floor=0.4), lambda known, below_ms: pytest.fail("the first rung suffices"))
-    arbitrate(*arguments, Limits(floor=0.4, latency_ms=1e-6), lambda known, below_ms: iter(asked.append(([], below_ms)) or ()))
-    assert 0 < asked[-1][1] < math.inf, "too late, but of use only if faster"
+    assert ruling.tried[0].size_bytes > size
+
+
+@pytest.mark.parametrize(
+    ("files", "limits", "wishes"),
+    [
+        (FILES, Limits(), False),
+        (FILES, Limits(floor=0.88), True),
+        ((FILES[0], FILES[2], tried("static", 0.79, 110, 0.85)), Limits(floor=0.88), False),
+        (FILES, Limits(floor=0.88, size_bytes=115), True),
+        (FILES, Limits(floor=0.95), True),
+        (FILES, Limits(size_bytes=10), False),
+        (FILES, Limits(latency_ms=1.0), False),
+        (FILES, Limits(latency_ms=0.5), True),
+    ],
+)
+def test_schemes_are_mixed_where_a_limit_is_broken_or_a_faster_form_is_not_accurate(files: tuple[Tried, ...], limits: Limits, wishes: bool) -> None:
+    assert leaves_to_wish(Ruling(*choose(files, limits), files), limits) is wishes

@@ -21,7 +21,7 @@ def test_every_python_block_runs_in_order(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "samples.py").write_text("from edgesmith.testing import tiny_data\n\ndef data():\n    return tiny_data()\n")
     (tmp_path / "edgesmith.toml").write_text(
         '[model]\nsource = "net.py:model"\ninputs = [{ name = "x", shape = [1, 8, 8] }]\n[data]\nsource = "samples.py:data"\n'
-        '[[target]]\nname = "onnxruntime"\n[pipeline]\npasses = ["quantize{samples=16}"]\n'
+        '[[target]]\nname = "onnxruntime"\n[pipeline]\npasses = ["fold-constants"]\n'
     )
     assert BLOCKS
     namespace = {"my_module": TinyTransformer(), "my_data": tiny_data(), "__name__": "__main__"}

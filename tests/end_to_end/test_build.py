@@ -140,7 +140,7 @@ def test_an_unchanged_build_does_not_import_torch(project: Path, built: Any) -> 
 
 
 def test_a_budget_that_nothing_meets_is_missed_and_the_artifact_is_kept(project: Path, built: Any) -> None:
-    done = command(project, "build", "--set", "budget.size_mb=0.001", "--out", "tight")
+    done = command(project, "build", "--set", "budget.size_mb=0.001", "--set", 'pipeline.passes=["fold-constants"]', "--out", "tight")
     assert done.returncode == 1, done.stderr
     assert "size_mb" in done.stdout
     assert (project / "tight" / "model.onnx").is_file()
