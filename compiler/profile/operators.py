@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import median_grouped
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from edgesmith.compiler import registry
 from edgesmith.compiler.data import Array
@@ -25,11 +26,13 @@ from edgesmith.compiler.profile.transport import WorkerProcess
 from edgesmith.compiler.quiet import current_log
 from edgesmith.compiler.target import Artifact, Target
 
-ROUNDS = 8
+ROUND_S = 0.06
+"""Of each of the two that take turns: short, because what others do to this machine comes and goes."""
+LEAST_ROUNDS = 8
 WARM_UP_ROUNDS = 1
 ENOUGH_RUNS = 20
 SETTLE = 2
-LEAST, MOST = 2, 50
+LEAST, MOST = 2, 16
 """Runs of one round; the runtimes keep a record for every operator of every run."""
 NS_PER_MS = 1e6
 
@@ -47,7 +50,7 @@ def profile_operators(
 
     Rounds of whole runs without instrumentation take turns with rounds of runs with it, in another process on the same cores; the first round of each is
     warm-up, and a run during which the kernel took the core away does not count.
-    ``limit_s`` seconds of calls are spent in all, more where two runs a round take longer. ``samples`` are as in ``measure``.
+    ``limit_s`` seconds are spent in all, more where eight rounds of two runs take longer. ``samples`` are as in ``measure``.
 
     Raises:
         UserError: as of ``measure``.
@@ -64,22 +67,22 @@ def profile_operators(
         with opener() as session:
             samples = random_samples(session.loaded.inputs)
     samples = [array[:SAMPLES] for array in samples]
-    seconds = limit_s / (2 * ROUNDS)
     whole, instrumented = _Runs(), _Runs()
     with opener(samples=samples) as session, _profiling(path, chosen, threads, session.loaded.cores) as (process, scratch):
         give_calls(process, scratch, calls_of(samples, session.loaded.inputs))
-        for _ in range(ROUNDS):
-            found = session.time(seconds, LEAST, SETTLE)
+        end = time.monotonic() + limit_s
+        while len(whole.ns) < LEAST_ROUNDS or time.monotonic() < end:
+            found = session.time(ROUND_S, LEAST, SETTLE)
             whole.add(found.ns, found.lost)
-            answer = process.ask("profile", extra_s=seconds, seconds=seconds, least=LEAST, most=MOST)
+            answer = process.ask("profile", extra_s=ROUND_S, seconds=ROUND_S, least=LEAST, most=MOST)
             instrumented.add(answer["ns"], np.asarray(answer["lost"]) > 0)
         profile, version = process.ask("operators"), session.loaded.runtime_version
-    executed, ms = _operators(path, profile, instrumented.kept())
+    executed, ms = _operators(path, profile["operators"], whole, instrumented)
     total = sum(ms)
     return OperatorProfile(
         method=profile["method"],
-        whole_ms=whole.median_ms(),
-        instrumented_ms=instrumented.median_ms(),
+        whole_ms=whole.median_ns() / NS_PER_MS,
+        instrumented_ms=instrumented.median_ns() / NS_PER_MS,
         runs=int(instrumented.kept().sum()),
         threads=threads,
         runtime_version=version,
@@ -127,20 +130,31 @@ class _Runs:
         own = warm & ~np.concatenate(self.lost)
         return own if own.sum() >= ENOUGH_RUNS else warm & (nanoseconds <= np.median(nanoseconds[warm]))
 
-    def median_ms(self) -> float:
+    def median_ns(self) -> float:
         """Of the runs that count."""
-        return float(np.median(np.concatenate(self.ns)[self.kept()])) / NS_PER_MS
+        return float(np.median(np.concatenate(self.ns)[self.kept()]))
+
+    def rounds_ns(self) -> npt.NDArray[np.float64]:
+        """The midmean of every round: of its runs that kept their cores, if any did."""
+        return np.array([_midmean(ns if lost.all() else ns[~lost]) for ns, lost in zip(self.ns, self.lost, strict=True)])
 
 
-def _operators(path: Path, found: dict[str, Any], kept: npt.NDArray[np.bool_]) -> tuple[tuple[Executed, ...], list[float]]:
-    """What was executed, and the median milliseconds of each over the runs that are ``kept``.
+def _midmean(values: npt.NDArray[Any]) -> Any:
+    """The mean of the middle half along the last axis: as little moved by outliers as need be, and as fine as the mean where a clock is coarse."""
+    return stats.trim_mean(values, 0.25, axis=-1)
 
-    Times of a coarse resolution are taken for evenly spread over its step (the median of grouped data). One below zero, which is what taking off the
-    cost of instrumentation may leave of an operator that does next to nothing, is zero.
+
+def _operators(path: Path, rows: Sequence[dict[str, Any]], whole: _Runs, instrumented: _Runs) -> tuple[tuple[Executed, ...], list[float]]:
+    """What was executed, and the milliseconds of each in a run that takes the median of ``whole``.
+
+    A machine that others use is now fast, now slow. So what an operator takes is set against the whole runs of the same round. What comes out below
+    zero, which is what taking off the cost of instrumentation may leave of an operator that does next to nothing, is zero.
     """
-    rows, step = found["operators"], found["resolution_ns"]
+    kept = instrumented.kept()
     odd = next((row for row in rows if len(row["ns"]) != len(kept)), None)
     if odd is not None:
         raise RunnerError(f"the profile of {path.name} has {len(odd['ns'])} times of operator {odd['name']} for {len(kept)} runs")
     executed = tuple(Executed(row["name"], row["kind"], tuple(row["sources"]), row["delegate"], row.get("dtype", "")) for row in rows)
-    return executed, [max(0.0, median_grouped(np.asarray(row["ns"])[kept].tolist(), interval=step)) / NS_PER_MS for row in rows]
+    in_whole_runs = 1 / np.repeat(whole.rounds_ns(), [len(ns) for ns in instrumented.ns])[kept]
+    shares = [max(0.0, float(_midmean(np.asarray(row["ns"])[kept] * in_whole_runs))) for row in rows]
+    return executed, [share * whole.median_ns() / NS_PER_MS for share in shares]

@@ -12,7 +12,6 @@ defines one class, and where the runtime can time its operators a second::
 
     class Profiler:
         method = "instrumented"                                     # or what it does instead, for instance "truncated graphs"
-        resolution_ns = 1                                           # the step of its times, 1 where it has none: they are rounded to steps of it
         def __init__(self, path: str, threads: int) -> None: ...    # loads the file with the runtime's own instrumentation switched on
         def run(self, inputs: list[np.ndarray]) -> None: ...        # one inference
         def operators(self) -> list[dict]: ...                      # ends profiling; one entry per executed operator, in order of execution:
@@ -30,7 +29,7 @@ One JSON object a line comes in, one goes out; the first line out is a greeting.
                                   core was taken away during it, and the canary before and after
     count memory  runs, seconds   load and run the artifact twice; what the kernel counts for this process before, and in between, the second time
     profile  seconds, least, most  as ``time``, ``most`` times at most, with a Profiler, which the first such request makes
-    operators                     end profiling: the method, the resolution and the operators of all these runs
+    operators                     end profiling: the method and the operators of all these runs
     quit
 
 Whatever the runner raises (NotImplementedError for what it cannot do with this file) ends the process; its last line is then
@@ -317,7 +316,7 @@ class Worker:
 
     def operators(self) -> dict[str, Any]:
         profiler, self.profiler = self.profiler, None
-        return {"method": profiler.method, "resolution_ns": getattr(profiler, "resolution_ns", 1), "operators": profiler.operators()}
+        return {"method": profiler.method, "operators": profiler.operators()}
 
 
 def import_runtime(runner: Path) -> None:

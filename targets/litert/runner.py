@@ -21,6 +21,7 @@ SOURCE_MARK = "layer:"
 """What a source path in a tensor's name begins with, as targets/litert/sources.py writes it."""
 PLAIN_EVERY, PLAIN_CALLS = 8, 3
 """One in so many profiled calls is followed by so many plain ones."""
+MEAN_CUT_OFF_NS = 500
 CPU, MAX_RANK, ALIGNMENT = 1, 8, 64
 """The accelerator, the tensor's limit and the alignment of buffers, of litert/c/litert_common.h, litert_layout.h and litert_tensor_buffer_types.h."""
 ELEMENT_TYPES = {"float32": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int16": 7, "int8": 9, "float16": 10, "float64": 11}
@@ -129,8 +130,9 @@ class Profiler:
         path: the ``.tflite`` file.
         threads: number of threads of the runtime.
 
-    XNNPACK tells whole microseconds, cut off. What is cut off is known in sum, from calls of the plain interpreter in between; it is shared out
-    evenly, so that no operator's time is off by more than a microsecond.
+    Times are those in the plain interpreter, whose calls in between tell how long all operators together take there. Where the compiled model takes
+    longer, which it does when its caches are under pressure, its operators are scaled down to that. Where they take less, it is because XNNPACK tells
+    whole microseconds, cut off: what is missing is shared out evenly, so that no operator's time is off by more than a microsecond.
 
     Raises:
         RuntimeError: the package lacks the interface, LiteRT refuses the file, or it has several subgraphs, whose operators cannot be told apart.
@@ -146,7 +148,7 @@ class Profiler:
         self._compiled = _Compiled(path, threads, self._session._in, self._session._out)
         self._events: list[_Event] = []
         self._readings_us: list[Array] = []
-        self._plain_ns: list[int] = []
+        self._plain: list[tuple[int, float]] = []
 
     def run(self, inputs: list[np.ndarray]) -> None:
         """One timed inference; after one in eight, a few plain ones.
@@ -167,17 +169,17 @@ class Profiler:
         self._readings_us.append(found["us"])
         if len(self._readings_us) % PLAIN_EVERY == PLAIN_EVERY // 2:
             self._session.run(inputs)
-            for _ in range(PLAIN_CALLS):
-                start = time.perf_counter_ns()
-                self._interpreter.invoke()
-                self._plain_ns.append(time.perf_counter_ns() - start)
+            self._plain.append((len(self._readings_us), float(np.median([self._call_ns() for _ in range(PLAIN_CALLS)]))))
+
+    def _call_ns(self) -> int:
+        start = time.perf_counter_ns()
+        self._interpreter.invoke()
+        return time.perf_counter_ns() - start
 
     def operators(self) -> list[dict[str, Any]]:
         """What ran, in order, with its nanoseconds in every run. ``name``: the operators of the file that it computes, by kind and number."""
         self._compiled.close()
-        nanoseconds = np.stack(self._readings_us, axis=1).astype(np.int64) * 1000
-        delegated = np.array([event.delegated for event in self._events], dtype=bool)
-        nanoseconds[delegated] += self._cut_off_ns(nanoseconds, int(delegated.sum()))
+        nanoseconds = self._in_plain_calls(np.stack(self._readings_us, axis=1) * 1000.0)
         return [
             {
                 "name": " + ".join(f"{op.kind} {op.number}" for op in ops) or event.tag,
@@ -190,10 +192,16 @@ class Profiler:
             for event, ops, row in zip(self._events, _computed(self._events, self._interpreter), nanoseconds, strict=True)
         ]
 
-    def _cut_off_ns(self, nanoseconds: Array, count: int) -> int:
-        """What each of ``count`` operators of the delegate lost on average: what undisturbed plain runs say, at most half a microsecond."""
-        missing = np.quantile(self._plain_ns, 0.25) - np.median(nanoseconds, axis=1).sum() if self._plain_ns else np.inf
-        return int(np.clip(missing / max(1, count), 0, 500))
+    def _in_plain_calls(self, nanoseconds: Array) -> Array:
+        """[operators, runs] as read -> what they would be in plain calls."""
+        total = nanoseconds.sum(axis=0)
+        around = [slice(max(0, run - PLAIN_EVERY // 2), run + PLAIN_EVERY // 2) for run, _ in self._plain]
+        level = np.median([plain_ns / np.median(total[runs]) for runs, (_, plain_ns) in zip(around, self._plain, strict=True)]) if around else 1.0
+        if level < 1:
+            return nanoseconds * level
+        delegated = np.array([event.delegated for event in self._events], dtype=bool)
+        cut_off = (level - 1) * np.median(total) / max(1, delegated.sum())
+        return nanoseconds + min(cut_off, MEAN_CUT_OFF_NS) * delegated[:, None]
 
 
 class _Compiled:

@@ -91,7 +91,6 @@ class Profiler:
     """
 
     method = "instrumented"
-    resolution_ns = _NS_PER_US
 
     def __init__(self, path: str, threads: int) -> None:
         self._path = path

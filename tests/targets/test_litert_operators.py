@@ -133,15 +133,18 @@ def test_what_is_profiled_computes_what_the_plain_run_computes(folder, int8):
             np.testing.assert_array_equal(got, wanted)
 
 
-@pytest.mark.parametrize(("more_than_read_us", "cut_off_ns"), [(-50, 0), (4, 400), (1000, 500)])
-def test_what_xnnpack_cuts_off_is_shared_out_by_plain_runs_up_to_half_a_microsecond(plain, more_than_read_us, cut_off_ns):
+@pytest.mark.parametrize("of_what_is_read", [0.5, 1.0, 1.05, 100.0])
+def test_operators_take_together_what_plain_calls_do_where_half_a_microsecond_each_explains_it(plain, of_what_is_read):
     profiler = runner.Profiler(str(plain), 1)
     for _ in range(3):
         profiler.run(inputs_of(profiler))
-    read_us = np.stack(profiler._readings_us, axis=1).astype(np.int64)
-    profiler._plain_ns = [int(1000 * (np.median(read_us, axis=1).sum() + more_than_read_us))] * 4
-    for reading, row in zip(read_us, profiler.operators(), strict=True):
-        assert row["ns"] == (reading * 1000 + (cut_off_ns if row["delegate"] else 0)).tolist()
+    read_ns = np.stack(profiler._readings_us, axis=1) * 1000.0
+    total = float(np.median(read_ns.sum(axis=0)))
+    profiler._plain = [(2, of_what_is_read * total)] * 3
+    rows = profiler.operators()
+    cut_off_ns = min(500, max(0.0, of_what_is_read - 1) * total / sum(row["delegate"] != "" for row in rows))
+    for reading, row in zip(read_ns, rows, strict=True):
+        assert row["ns"] == pytest.approx(reading * min(1.0, of_what_is_read) + (cut_off_ns if row["delegate"] else 0))
 
 
 def test_a_foreign_file_has_the_runtimes_names_and_no_layers(plain, tmp_path):

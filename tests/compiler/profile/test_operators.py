@@ -72,29 +72,37 @@ ROWS = (
 
 
 @pytest.mark.alone
-def test_medians_shares_categories_and_sources(tmp_path: Path) -> None:
+def test_times_shares_categories_and_sources(tmp_path: Path) -> None:
     found = profile_operators(script(tmp_path, *ROWS), target=Placed(), limit_s=0.4)
     assert [operator.name for operator in found.operators] == [r["name"] for r in ROWS]
-    assert [operator.ms for operator in found.operators] == pytest.approx([0.6, 0.3, 0.06, 0.03, 0.0])
-    assert found.total_ms == pytest.approx(0.99)
-    assert [operator.share for operator in found.operators] == pytest.approx([60 / 99, 30 / 99, 6 / 99, 3 / 99, 0.0])
+    assert [operator.ms for operator in found.operators] == pytest.approx([0.6, 0.3, 0.06, 0.03, 0.0], rel=0.2), "whole runs do not all take their median"
+    assert found.total_ms == pytest.approx(sum(operator.ms for operator in found.operators))
+    assert [operator.share for operator in found.operators] == pytest.approx([60 / 99, 30 / 99, 6 / 99, 3 / 99, 0.0], rel=0.005)
     assert found.operators[1].sources == ("b", "b.bias")
     assert found.operators[2].sources == ()
-    assert found.sourced_share == pytest.approx(93 / 99)
-    assert found.fast_share == pytest.approx(90 / 99)
+    assert found.sourced_share == pytest.approx(93 / 99, rel=0.005)
+    assert found.fast_share == pytest.approx(90 / 99, rel=0.005)
     fast, copies = found.categories()
-    assert (fast.category, fast.operators, fast.ms) == (Category.FAST, 3, pytest.approx(0.9))
-    assert (copies.category, copies.operators, copies.ms, copies.advice) == (Category.LAYOUT, 2, pytest.approx(0.09), "copy less")
+    assert (fast.category, fast.operators, fast.ms) == (Category.FAST, 3, pytest.approx(0.9, rel=0.2))
+    assert (copies.category, copies.operators, copies.ms, copies.advice) == (Category.LAYOUT, 2, pytest.approx(0.09, rel=0.2), "copy less")
     assert (found.method, found.runtime_version, found.threads) == ("instrumented", "1.0", 1)
     assert 1.0 <= found.whole_ms < 3.0 and 1.0 <= found.instrumented_ms < 3.0, "a run sleeps a millisecond"
     assert found.runs > 10
 
 
-def test_times_of_a_coarse_clock_are_spread_over_its_step(tmp_path: Path) -> None:
-    """Two of three runs take a time in the first microsecond, so that the middle of all runs is three quarters into it."""
-    path = script(tmp_path, row("a", "Conv", [3_500, 3_500, 4_500] * 7, "a"), resolution_ns=1000)
-    (operator,) = profile_operators(path, target=Placed(), limit_s=0.4).operators
-    assert operator.ms * 1e6 == pytest.approx(3_750, abs=60)
+@pytest.mark.alone
+def test_operators_are_set_against_the_whole_runs_beside_them(tmp_path: Path) -> None:
+    """Every other tenth of a second this machine is four times slower, and an operator always takes six tenths of a run."""
+    path = script(tmp_path, row("a", "Conv", [600_000], "a"), row("b", "Conv", [300_000], "b"), slower=4.0)
+    found = profile_operators(path, target=Placed(), limit_s=2.0)
+    assert [operator.ms / found.whole_ms for operator in found.operators] == pytest.approx([0.6, 0.3], rel=0.35)
+
+
+def test_times_of_a_coarse_clock_are_averaged(tmp_path: Path) -> None:
+    """Half of the runs read nothing, half a microsecond: a median would be one of the two."""
+    path = script(tmp_path, row("a", "Conv", [0, 1_000], "a"), row("b", "Conv", [500], "b"))
+    one, other = profile_operators(path, target=Placed(), limit_s=0.6).operators
+    assert one.ms / other.ms == pytest.approx(1, abs=0.4)
 
 
 def test_an_operator_that_is_not_timed_in_every_run_is_refused(tmp_path: Path) -> None:
