@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from edgesmith.compiler.budget import Interval
-from edgesmith.compiler.errors import NumericsError, UnsupportedError
+from edgesmith.compiler.errors import NumericsError, RunnerError, UnsupportedError
 from edgesmith.compiler.forms import FLOAT, schemes
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.profile.comparison import Comparison
@@ -33,8 +33,8 @@ class Tried:
 
     ``ratio`` is the time of a call over that of the float file, with its 95 % interval, and ``p50_ms`` the float file's median times that: each file's
     own median may come from another mood of the machine. ``accuracy`` is that of the file in its runtime on validation data. ``refused`` says why there
-    is no file, or whose file it equals; then the numbers are None. ``latency_ms`` is likewise at the percentile of the limits, and ``schemes`` says by
-    source path how the operators with weights run.
+    is no file, whose file it equals, or why it was not timed; what is not known is None. ``latency_ms`` is likewise at the percentile of the limits, and
+    ``schemes`` says by source path how the operators with weights run.
     """
 
     name: str
@@ -104,7 +104,8 @@ def arbitrate(
         compare: times artifacts against the first.
         score: accuracy of an artifact on validation data, greater is better; None without data.
         limits: of the target.
-        mixtures: forms that mix the schemes of those that were measured and may take less than so many milliseconds, the most promising first.
+        mixtures: forms that mix the schemes of those that were measured and may take less than so many milliseconds, the most promising first. Where it
+            raises ``RunnerError`` or ``UnsupportedError``, the ruling says why there is none.
 
     Raises:
         UnsupportedError: the target cannot run the float form.
@@ -114,12 +115,23 @@ def arbitrate(
         files.add(name, model)
     ruling = files.rule()
     if leaves_to_wish(ruling, limits):
-        for mixed in islice(mixtures(files.known(ruling), _worth_ms(ruling, limits)), MOST_MIXTURES):
-            if files.add(MIXED, mixed) and files.keeps_accuracy(MIXED):
-                ruling = files.rule()
-                break
-            files.drop(MIXED)
+        ruling = _with_mixtures(files, ruling, mixtures)
     return files.artifacts[ruling.chosen], ruling
+
+
+def _with_mixtures(files: _Files, ruling: Ruling, mixtures: Callable[[Sequence[Known], float], Iterator[Model]]) -> Ruling:
+    """``ruling`` after the first mixture that keeps the accuracy joined, and with those that did not, or with the reason why there is none."""
+    reason = ruling.reason
+    try:
+        for number, mixed in enumerate(islice(mixtures(files.known(ruling), _worth_ms(ruling, files.limits)), MOST_MIXTURES)):
+            name = f"{MIXED} {number + 1}" if number else MIXED
+            if files.add(name, mixed) and files.keeps_accuracy(name):
+                return files.rule()
+            files.set_aside(name)
+    except (RunnerError, UnsupportedError) as error:
+        reason = f"{reason}; nothing was mixed: {error.what}"
+    seen = {t.name for t in ruling.tried}
+    return Ruling(ruling.chosen, reason, (*ruling.tried, *(t for t in files.not_timed() if t.name not in seen)))
 
 
 def leaves_to_wish(ruling: Ruling, limits: Limits) -> bool:
@@ -168,12 +180,10 @@ class _Files:
         self._accuracy[name] = self.score(artifact) if self.score else None
         return True
 
-    def drop(self, name: str) -> None:
-        """Forget a form."""
-        self.models.pop(name)
-        self.artifacts.pop(name, None)
-        self._refused.pop(name, None)
-        self._accuracy.pop(name, None)
+    def set_aside(self, name: str) -> None:
+        """Do not time a form that loses too much."""
+        if self.artifacts.pop(name, None) is not None:
+            self._refused[name] = "loses too much on validation data"
 
     def keeps_accuracy(self, name: str) -> bool:
         """Whether the file of ``name`` keeps the accuracy that is asked."""
@@ -188,9 +198,13 @@ class _Files:
         names = list(self.artifacts)
         timed = self.compare([self.artifacts[name] for name in names]) if len(names) > 1 else None
         tried = {name: self._tried(name, timed, place) for place, name in enumerate(names)}
-        tried |= {name: Tried(name, schemes(self.models[name]), refused=why) for name, why in self._refused.items()}
+        tried |= {t.name: t for t in self.not_timed()}
         chosen, reason = choose([tried[name] for name in names], self.limits)
         return Ruling(chosen, reason, tuple(tried[name] for name in self.models))
+
+    def not_timed(self) -> list[Tried]:
+        """The forms that were refused or set aside."""
+        return [Tried(name, schemes(self.models[name]), accuracy=self._accuracy.get(name), refused=why) for name, why in self._refused.items()]
 
     def _tried(self, name: str, timed: Comparison | None, place: int) -> Tried:
         ratio = _ratio(timed, place) if timed else None

@@ -102,17 +102,17 @@ def _rulings(targets: Sequence[TargetReport]) -> Table:
             spread = f"{form.ratio_low:.2f} to {form.ratio_high:.2f}" if known else ""
             validation = f"{form.accuracy:.4f}" if form.accuracy is not None else "-"
             size = digits(form.size_bytes and form.size_bytes / 1e6)
-            mark = "shipped" if form.chosen else "no file" if form.refused else ""
+            mark = "shipped" if form.chosen else "left out" if form.refused else ""
             table.add_row("" if number else target.name, form.name, size, digits(form.p50), digits(form.ratio), spread, validation, mark)
     return table
 
 
 def _ruled(target: TargetReport) -> Text | None:
-    """Why a target ships what it does, where that is not plain: a slower file, or forms of which there is no file."""
+    """Why a target ships what it does, where that is not plain: a slower file, or forms that were left out."""
     ruling = target.ruling
     if ruling is None:
         return None
-    notes = [*([ruling.warning] if ruling.warning else []), *(f"{form.name} not tried: {form.refused}" for form in ruling.forms if form.refused)]
+    notes = [*([ruling.warning] if ruling.warning else []), *(f"{form.name} left out: {form.refused}" for form in ruling.forms if form.refused)]
     return Text(f"{target.name}: {'; '.join(notes)}", "yellow" if ruling.warning else "") if notes else None
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from edgesmith.compiler.accuracy import Metric, model_outputs_of, outputs_of
 from edgesmith.compiler.arbiter import Known, Limits, Ruling, arbitrate
 from edgesmith.compiler.buildfile import TargetSpec
 from edgesmith.compiler.data import Array, Data
-from edgesmith.compiler.errors import RunnerError, UnsupportedError
+from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.forms import forms
 from edgesmith.compiler.lowering import Lowering
 from edgesmith.compiler.mixed import Timed, Wish, mixtures
@@ -59,7 +60,9 @@ class Shipping:
             return compare(artifacts, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=ARBITER_LIMIT_S)
 
         def mixed(known: Sequence[Known], below_ms: float) -> Iterator[Model]:
-            wish = Wish(self._keeps_accuracy, below_ms, math.inf if limits.size_bytes is None else limits.size_bytes)
+            if self.sensitivities is None:
+                raise UnsupportedError("what an operator costs in accuracy is not known without data")
+            wish = Wish(partial(self._keeps_accuracy, target=target), below_ms, math.inf if limits.size_bytes is None else limits.size_bytes)
             return self._mixed([self._timed(one, wanted, target, samples) for one in known], wish)
 
         limits = Limits(self.floor, None if budget.size_mb is None else budget.size_mb * BYTES_PER_MB, budget.latency_ms, budget.percentile)
@@ -72,28 +75,25 @@ class Shipping:
         with open_session(artifact.path, target.runner, threads, extra=target.extra) as session:
             return self.metric(outputs_of(session, self.data.validation), self.data.validation.labels)
 
-    def _timed(self, known: Known, wanted: TargetSpec, target: Target, samples: tuple[Array, ...] | None) -> Timed | None:
-        """Where the time of a file goes; None where its runtime cannot say."""
+    def _timed(self, known: Known, wanted: TargetSpec, target: Target, samples: tuple[Array, ...] | None) -> Timed:
+        """Where the time of a file goes."""
         self.progress.step(f"{target.name}: timing the operators of {known.tried.name}")
-        try:
-            profile = profile_operators(known.artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=OPERATORS_LIMIT_S)
-        except (RunnerError, UnsupportedError):
-            return None
+        profile = profile_operators(known.artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=OPERATORS_LIMIT_S)
         plan = known.model.quant
         return Timed({} if plan is None else plan.ops, known.tried.p50_ms or profile.whole_ms, profile, known.artifact.size_bytes)
 
-    def _mixed(self, timed: Sequence[Timed | None], wish: Wish) -> Iterator[Model]:
-        """Forms that mix the schemes of those that were timed; none without data or without the operators' times."""
-        known = [one for one in timed if one is not None]
-        if self.sensitivities is None or len(known) < len(timed):
-            return iter(())
+    def _mixed(self, timed: Sequence[Timed], wish: Wish) -> Iterator[Model]:
+        """Forms that mix the schemes of those that were timed."""
+        assert self.sensitivities is not None
         self.progress.step("quantizing each operator alone, by each scheme")
         for scheme in (Scheme.DYNAMIC, Scheme.STATIC):
-            self.sensitivities.of({name: scheme for one in known for name, has in one.ops.items() if has is scheme})
-        return mixtures(self.model, self.twin, known, self.sensitivities.noise, wish)
+            self.sensitivities.of({name: scheme for one in timed for name, has in one.ops.items() if has is scheme})
+        return mixtures(self.model, self.twin, timed, self.sensitivities.noise, wish)
 
-    def _keeps_accuracy(self, form: Model) -> bool:
-        """Whether ``form`` keeps it in simulation."""
+    def _keeps_accuracy(self, form: Model, *, target: Target) -> bool:
+        """Whether ``form`` keeps it in simulation of ``target``."""
         assert self.data is not None
-        validation = self.data.validation
-        return self.floor is None or self.metric(model_outputs_of(replace(form, graph=simulated_graph(form)), validation), validation.labels) >= self.floor
+        if self.floor is None:
+            return True
+        validation, simulated = self.data.validation, replace(form, graph=simulated_graph(form, target.dynamic_grid))
+        return self.metric(model_outputs_of(simulated, validation), validation.labels) >= self.floor

@@ -46,6 +46,7 @@ class _Shift:
     means: list[Floats] = field(default_factory=list)
 
     def look(self) -> Look:
+        """What adds up the error of this operator's results, by channel."""
         weight = self.kind.argument(self.node, self.kind.weight)
         assert weight is not None
         rounded, channel = graphs.tensor(self.after, str(weight.target)), -1 if self.node.target in LINEARS else 1

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.grid_operators import CONCATENATIONS, SAME_GRID
 from edgesmith.compiler.quantplan import QuantPlan, Scheme, TensorRange
 
 aten = torch.ops.aten
@@ -23,24 +24,7 @@ _SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 _PRODUCTS = frozenset({aten.mul.Tensor})
 _MEANS = frozenset({aten.mean.dim, aten.adaptive_avg_pool2d.default})
 _BOUNDS = frozenset({aten.relu.default, aten.hardtanh.default, aten.clamp.default})
-_SAME_VALUES = frozenset(
-    {
-        aten.cat.default,
-        aten.expand.default,
-        aten.flatten.using_ints,
-        aten.max_pool2d.default,
-        aten.permute.default,
-        aten.reshape.default,
-        aten.select.int,
-        aten.slice.Tensor,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.transpose.int,
-        aten.unsqueeze.default,
-        aten.view.default,
-    }
-)
+_SAME_VALUES = SAME_GRID | CONCATENATIONS
 """Operators that copy values: on one grid they give the same integers, whether XNNPACK moves bytes or floats."""
 _PADDING = frozenset({aten.pad.default, aten.constant_pad_nd.default})
 

@@ -84,6 +84,7 @@ class _Delegate:
 
     @classmethod
     def read(cls, blob: bytes, schema: Schema) -> _Delegate:
+        """A delegate's part of a file, from its serialized graph."""
         _, _, start, size, _, _ = _HEADER.unpack_from(blob)
         graph = Reader(memoryview(blob)[start : start + size], schema).root()
         values = {base["id_out"]: base for base in map(_base, graph["xvalues"])}

@@ -197,11 +197,10 @@ class Profiler:
         total = nanoseconds.sum(axis=0)
         around = [slice(max(0, run - PLAIN_EVERY // 2), run + PLAIN_EVERY // 2) for run, _ in self._plain]
         level = np.median([plain_ns / np.median(total[runs]) for runs, (_, plain_ns) in zip(around, self._plain, strict=True)]) if around else 1.0
-        if level < 1:
-            return nanoseconds * level
         delegated = np.array([event.delegated for event in self._events], dtype=bool)
-        cut_off = (level - 1) * np.median(total) / max(1, delegated.sum())
-        return nanoseconds + min(cut_off, MEAN_CUT_OFF_NS) * delegated[:, None]
+        cut_off = max(0.0, level - 1) * np.median(total) / max(1, delegated.sum())
+        found: Array = nanoseconds * min(1.0, level) + min(cut_off, MEAN_CUT_OFF_NS) * delegated[:, None]
+        return found
 
 
 class _Compiled:

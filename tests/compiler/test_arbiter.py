@@ -143,9 +143,27 @@ def test_a_mixture_joins_where_what_is_fast_is_not_accurate(quantized: tuple[Mod
     size = 200_000
     _, ruling = arbitrate(forms(model, twin), lower, timed, lambda artifact: made[artifact.sha256], Limits(floor=0.8, size_bytes=size), mixtures)
     assert asked == [([FLOAT, "auto", "static"], math.inf)], "what fits is not accurate, so that any time is of use"
-    assert [(t.name, t.accuracy) for t in ruling.tried] == [(FLOAT, 0.9), ("auto", 0.5), ("static", 0.5), ("mixed", 0.9)]
+    assert [(t.name, t.accuracy) for t in ruling.tried] == [(FLOAT, 0.9), ("auto", 0.5), ("static", 0.5), ("mixed", 0.5), ("mixed 2", 0.9)]
+    assert (ruling.tried[-2].refused, ruling.tried[-2].ratio) == ("loses too much on validation data", None)
     assert ruling.tried[-1].schemes == {"0": Scheme.FLOAT, "2": Scheme.STATIC} and ruling.tried[-1].ratio is not None
     assert ruling.tried[0].size_bytes > size
+
+
+def test_the_ruling_says_why_nothing_was_mixed(quantized: tuple[Model, Model, Split], tmp_path: Path) -> None:
+    """Every file is scored as too bad. The first mixture is too, and no second can be made."""
+    model, twin, _ = quantized
+    operators = [name for name, scheme in model.quant.by("static").ops.items() if scheme is Scheme.STATIC]
+
+    def mixtures(known: Sequence[Known], below_ms: float):
+        yield form(model, twin, {operators[0]: Scheme.STATIC})
+        raise UnsupportedError("operators cannot be timed")
+
+    def lower(model: Model):
+        return targets["onnxruntime"].lower(model, tmp_path, model.fingerprint)
+
+    _, ruling = arbitrate(forms(model, twin), lower, lambda files: compare(files, limit_s=1.0), lambda artifact: 0.5, Limits(floor=0.8), mixtures)
+    assert ruling.reason.endswith("; nothing was mixed: operators cannot be timed")
+    assert [t.name for t in ruling.tried] == [FLOAT, "auto", "static", "mixed"] and ruling.chosen != "mixed"
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,11 @@ class _Cutter:
         return sum(len(graph.units()) for graph in self._graphs.values())
 
     def cut(self) -> Cut:
+        """One piece for every further instruction, delegates taken apart.
+
+        Raises:
+            NotImplementedError: the file has control flow.
+        """
         steps = {"KernelCall": self._kernel, "DelegateCall": self._delegate}
         for number, (kind, call) in enumerate(self._instructions):
             if kind not in steps:

@@ -1,7 +1,7 @@
 """A runner whose artifact is a script (JSON) of operators: names, kinds, sources, and the times that they take, in turn.
 
-``slower``: how many times slower everything is every other tenth of a second · ``forget``: how many runs the last operator is not timed in · ``die``: end in the first run, with a
-temporary file written.
+``slower``: how many times slower everything is every other tenth of a second · ``forget``: how many runs the last operator is not timed in ·
+``die``: end in the first run, with a temporary file written.
 """
 
 import json
