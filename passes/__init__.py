@@ -7,5 +7,6 @@ BUILTIN: dict[str, str] = {
     "fold-batch-norm": "edgesmith.passes.graph.fold_batch_norm:FoldBatchNorm",
     "fold-constants": "edgesmith.passes.graph.fold_constants:FoldConstants",
     "prune": "edgesmith.passes.prune.prune:Prune",
+    "qat": "edgesmith.passes.quantize.qat:Qat",
     "quantize": "edgesmith.passes.quantize.quantize:Quantize",
 }

@@ -23,9 +23,13 @@ from edgesmith.kernels.ranges import Histogram
 from edgesmith.passes.quantize.bias import correct_biases
 from edgesmith.passes.quantize.calibrate import JUDGED_BATCHES, calibration_batches, histograms, told
 from edgesmith.passes.quantize.grids import grid_groups
+from edgesmith.passes.quantize.refit import refit
 from edgesmith.passes.quantize.schemes import SCHEMES, Candidates, assign, candidates
 from edgesmith.passes.quantize.search import AUTO, CANDIDATES, Choice, judge
 from edgesmith.passes.quantize.weights import put_on_grid, refuse_not_finite, widened
+
+REFITTING = 64
+"""Samples of those for calibration that weights are refitted on: each has many positions or tokens."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ class Quantize(Pass):
         schemes = assign(model.graph, found, self.scheme, self.exclude)
         graph = model.edit()
         weights = put_on_grid(graph, found)
+        if ctx.data is not None:
+            data = ctx.data
+            refit(model.graph, graph, found, weights, lambda: self._batches(model, data, ctx, "refitting weights", REFITTING))
         alternatives = self._alternatives(model.graph, found, schemes, ctx)
         activations = self._ranges(model, alternatives.get("static", schemes), ctx)
         if ctx.data is not None:
@@ -121,10 +128,10 @@ class Quantize(Pass):
             found[choice.group] = TensorRange(*ends(grid), name)
         return {node.name: extent for group, extent in found.items() for node in group.members}
 
-    def _batches(self, model: Model, data: PassData, ctx: PassContext, what: str) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The calibration samples; each batch that is done is told as progress in doing ``what``."""
-        total = min(self.samples, len(data.train))
-        return told(calibration_batches(model, data.train, self.samples, ctx.seed), lambda done: ctx.progress(min(done, total), total, what))
+    def _batches(self, model: Model, data: PassData, ctx: PassContext, what: str, most: int | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The calibration samples, or the first ``most`` of them; each batch that is done is told as progress in doing ``what``."""
+        total = min(self.samples, len(data.train), most or self.samples)
+        return told(calibration_batches(model, data.train, total, ctx.seed), lambda done: ctx.progress(min(done, total), total, what))
 
 
 def _by_name(schemes: Schemes) -> dict[str, Scheme]:

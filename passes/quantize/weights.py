@@ -56,10 +56,11 @@ def _gridded(weight: torch.Tensor, axis: int) -> tuple[torch.Tensor, WeightGrid]
     grid = weight_grid(values, axis)
     new = torch.from_numpy(fake_quantize(values, grid))
     plan = WeightGrid(tuple(grid.scale.tolist()), axis)
-    return _like(weight, new), plan
+    return like(weight, new), plan
 
 
-def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+def like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """``new``, a Parameter if ``old`` is one."""
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
@@ -79,7 +80,7 @@ def widened(graph: fx.GraphModule, quantized: Candidates, grids: Mapping[str, We
             continue
         coarse = Grid(scales, np.zeros(scales.shape, np.int64), -127, 127, grid.axis)
         if id(old) not in done:
-            done[id(old)] = _like(old, torch.from_numpy(fake_quantize(old.detach().numpy(), coarse)))
+            done[id(old)] = like(old, torch.from_numpy(fake_quantize(old.detach().numpy(), coarse)))
         graphs.add_tensor(graph, name, done[id(old)])
         coarser[name] = WeightGrid(tuple(scales.tolist()), grid.axis)
     return coarser
