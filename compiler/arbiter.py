@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from edgesmith.compiler.budget import Interval
-from edgesmith.compiler.errors import NumericsError, RunnerError, UnsupportedError
+from edgesmith.compiler.errors import NumericsError, UnsupportedError
 from edgesmith.compiler.forms import FLOAT, schemes
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.profile.comparison import Comparison
@@ -105,7 +105,7 @@ def arbitrate(
         score: accuracy of an artifact on validation data, greater is better; None without data.
         limits: of the target.
         mixtures: forms that mix the schemes of those that were measured and may take less than so many milliseconds, the most promising first. Where it
-            raises ``RunnerError`` or ``UnsupportedError``, the ruling says why there is none.
+            raises ``UnsupportedError``, the ruling says why there is none.
 
     Raises:
         UnsupportedError: the target cannot run the float form.
@@ -128,7 +128,7 @@ def _with_mixtures(files: _Files, ruling: Ruling, mixtures: Callable[[Sequence[K
             if files.add(name, mixed) and files.keeps_accuracy(name):
                 return files.rule()
             files.set_aside(name)
-    except (RunnerError, UnsupportedError) as error:
+    except UnsupportedError as error:
         reason = f"{reason}; nothing was mixed: {error.what}"
     seen = {t.name for t in ruling.tried}
     return Ruling(ruling.chosen, reason, (*ruling.tried, *(t for t in files.not_timed() if t.name not in seen)))

@@ -11,7 +11,7 @@ from edgesmith.compiler.accuracy import Metric, model_outputs_of, outputs_of
 from edgesmith.compiler.arbiter import Known, Limits, Ruling, arbitrate
 from edgesmith.compiler.buildfile import TargetSpec
 from edgesmith.compiler.data import Array, Data
-from edgesmith.compiler.errors import UnsupportedError
+from edgesmith.compiler.errors import RunnerError, UnsupportedError
 from edgesmith.compiler.forms import forms
 from edgesmith.compiler.lowering import Lowering
 from edgesmith.compiler.mixed import Timed, Wish, mixtures
@@ -76,9 +76,16 @@ class Shipping:
             return self.metric(outputs_of(session, self.data.validation), self.data.validation.labels)
 
     def _timed(self, known: Known, wanted: TargetSpec, target: Target, samples: tuple[Array, ...] | None) -> Timed:
-        """Where the time of a file goes."""
+        """Where the time of a file goes.
+
+        Raises:
+            UnsupportedError: its runtime cannot say, or failed to.
+        """
         self.progress.step(f"{target.name}: timing the operators of {known.tried.name}")
-        profile = profile_operators(known.artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=OPERATORS_LIMIT_S)
+        try:
+            profile = profile_operators(known.artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, limit_s=OPERATORS_LIMIT_S)
+        except RunnerError as error:
+            raise UnsupportedError(f"the operators of {known.tried.name} were not timed: {error.what}", why=error.why) from error
         plan = known.model.quant
         return Timed({} if plan is None else plan.ops, known.tried.p50_ms or profile.whole_ms, profile, known.artifact.size_bytes)
 

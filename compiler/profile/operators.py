@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from edgesmith.compiler import registry
 from edgesmith.compiler.data import Array
@@ -141,6 +140,8 @@ class _Runs:
 
 def _midmean(values: npt.NDArray[Any]) -> Any:
     """The mean of the middle half along the last axis: as little moved by outliers as need be, and as fine as the mean where a clock is coarse."""
+    from scipy import stats
+
     return stats.trim_mean(values, 0.25, axis=-1)
 
 

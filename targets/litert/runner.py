@@ -22,6 +22,8 @@ SOURCE_MARK = "layer:"
 PLAIN_EVERY, PLAIN_CALLS = 8, 3
 """One in so many profiled calls is followed by so many plain ones."""
 MEAN_CUT_OFF_NS = 500
+LEAST_LEVEL = 0.75
+"""What plain calls take of a compiled model's operators at least: scaling explains no more than was ever seen (0.87) and some."""
 CPU, MAX_RANK, ALIGNMENT = 1, 8, 64
 """The accelerator, the tensor's limit and the alignment of buffers, of litert/c/litert_common.h, litert_layout.h and litert_tensor_buffer_types.h."""
 ELEMENT_TYPES = {"float32": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int16": 7, "int8": 9, "float16": 10, "float64": 11}
@@ -131,8 +133,9 @@ class Profiler:
         threads: number of threads of the runtime.
 
     Times are those in the plain interpreter, whose calls in between tell how long all operators together take there. Where the compiled model takes
-    longer, which it does when its caches are under pressure, its operators are scaled down to that. Where they take less, it is because XNNPACK tells
-    whole microseconds, cut off: what is missing is shared out evenly, so that no operator's time is off by more than a microsecond.
+    longer, which it does when its caches are under pressure, its operators are scaled down to that, by a quarter at most. Where they take less, it is
+    because XNNPACK tells whole microseconds, cut off: what is missing is shared out evenly, so that no operator's time is off by more than a
+    microsecond.
 
     Raises:
         RuntimeError: the package lacks the interface, LiteRT refuses the file, or it has several subgraphs, whose operators cannot be told apart.
@@ -199,7 +202,7 @@ class Profiler:
         level = np.median([plain_ns / np.median(total[runs]) for runs, (_, plain_ns) in zip(around, self._plain, strict=True)]) if around else 1.0
         delegated = np.array([event.delegated for event in self._events], dtype=bool)
         cut_off = max(0.0, level - 1) * np.median(total) / max(1, delegated.sum())
-        found: Array = nanoseconds * min(1.0, level) + min(cut_off, MEAN_CUT_OFF_NS) * delegated[:, None]
+        found: Array = nanoseconds * np.clip(level, LEAST_LEVEL, 1.0) + min(cut_off, MEAN_CUT_OFF_NS) * delegated[:, None]
         return found
 
 

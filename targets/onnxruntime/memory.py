@@ -93,6 +93,7 @@ class _Graph:
 
     @classmethod
     def read(cls, model: Any) -> _Graph:
+        """What the plan needs to know of an ONNX model."""
         constants = {tensor.name: math.prod(tensor.dims) * _ITEM_BYTES.get(tensor.data_type, 4) for tensor in model.graph.initializer}
         types = _types(model)
         readers: dict[str, list[Any]] = {}

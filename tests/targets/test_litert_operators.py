@@ -133,8 +133,8 @@ def test_what_is_profiled_computes_what_the_plain_run_computes(folder, int8):
             np.testing.assert_array_equal(got, wanted)
 
 
-@pytest.mark.parametrize("of_what_is_read", [0.5, 1.0, 1.05, 100.0])
-def test_operators_take_together_what_plain_calls_do_where_half_a_microsecond_each_explains_it(plain, of_what_is_read):
+@pytest.mark.parametrize("of_what_is_read", [0.5, 0.9, 1.0, 1.05, 100.0])
+def test_operators_take_together_what_plain_calls_do_where_a_quarter_or_half_a_microsecond_each_explains_it(plain, of_what_is_read):
     profiler = runner.Profiler(str(plain), 1)
     for _ in range(3):
         profiler.run(inputs_of(profiler))
@@ -144,7 +144,7 @@ def test_operators_take_together_what_plain_calls_do_where_half_a_microsecond_ea
     rows = profiler.operators()
     cut_off_ns = min(500, max(0.0, of_what_is_read - 1) * total / sum(row["delegate"] != "" for row in rows))
     for reading, row in zip(read_ns, rows, strict=True):
-        assert row["ns"] == pytest.approx(reading * min(1.0, of_what_is_read) + (cut_off_ns if row["delegate"] else 0))
+        assert row["ns"] == pytest.approx(reading * min(1.0, max(0.75, of_what_is_read)) + (cut_off_ns if row["delegate"] else 0))
 
 
 def test_a_foreign_file_has_the_runtimes_names_and_no_layers(plain, tmp_path):

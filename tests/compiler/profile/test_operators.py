@@ -76,6 +76,7 @@ def test_times_shares_categories_and_sources(tmp_path: Path) -> None:
     found = profile_operators(script(tmp_path, *ROWS), target=Placed(), limit_s=0.4)
     assert [operator.name for operator in found.operators] == [r["name"] for r in ROWS]
     assert [operator.ms for operator in found.operators] == pytest.approx([0.6, 0.3, 0.06, 0.03, 0.0], rel=0.2), "whole runs do not all take their median"
+    assert [operator.ms / found.operators[1].ms for operator in found.operators[1:]] == pytest.approx([1.0, 0.2, 0.1, 0.0])
     assert found.total_ms == pytest.approx(sum(operator.ms for operator in found.operators))
     assert [operator.share for operator in found.operators] == pytest.approx([60 / 99, 30 / 99, 6 / 99, 3 / 99, 0.0], rel=0.005)
     assert found.operators[1].sources == ("b", "b.bias")
