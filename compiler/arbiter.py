@@ -2,7 +2,7 @@
 
 Whether a scheme pays is a question per model, runtime, version and processor that only a measurement answers. So every form is lowered, all are timed
 against each other in one run, each is scored in its own runtime on validation data, and the fastest that keeps the accuracy is taken. Where that leaves
-something to wish, a form that mixes their schemes joins them.
+something to wish, the rungs above are climbed: forms that mix their schemes, forms with int16 activations.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 
 from edgesmith.compiler.budget import Interval
 from edgesmith.compiler.errors import NumericsError, UnsupportedError
@@ -21,8 +22,8 @@ from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.target import Artifact
 
 MIXED = "mixed"
-MOST_MIXTURES = 3
-"""So many are lowered for one target, until one keeps the accuracy."""
+MOST_TRIED = 3
+"""So many forms of one rung are lowered for one target, until one keeps the accuracy."""
 TIE = 0.03
 """Forms whose times differ by less are as fast: what is left is for their sizes to decide."""
 
@@ -88,15 +89,19 @@ class Known:
     tried: Tried
 
 
+Rung = Callable[[Sequence[Known], float], Iterator[Model]]
+"""What was measured so far, and a time: further forms that may take less than so many milliseconds, the most promising first."""
+
+
 def arbitrate(
     models: Mapping[str, Model],
     lower: Callable[[Model], Artifact],
     compare: Callable[[Sequence[Artifact]], Comparison],
     score: Callable[[Artifact], float] | None,
     limits: Limits,
-    mixtures: Callable[[Sequence[Known], float], Iterator[Model]] = lambda known, below_ms: iter(()),
+    rungs: Mapping[str, Rung] = MappingProxyType({}),
 ) -> tuple[Artifact, Ruling]:
-    """Lower, time and score every form of ``models``, and choose; where none of them is within the limits and as fast as one that is not, mix them.
+    """Lower, time and score every form of ``models``, and choose; where none of them is within the limits and as fast as one that is not, climb on.
 
     Args:
         models: name -> form; FLOAT first.
@@ -104,8 +109,7 @@ def arbitrate(
         compare: times artifacts against the first.
         score: accuracy of an artifact on validation data, greater is better; None without data.
         limits: of the target.
-        mixtures: forms that mix the schemes of those that were measured and may take less than so many milliseconds, the most promising first. Where it
-            raises ``UnsupportedError``, the ruling says why there is none.
+        rungs: name -> further forms, in this order, until nothing is left to wish. Where one raises ``UnsupportedError``, the ruling says why.
 
     Raises:
         UnsupportedError: the target cannot run the float form.
@@ -113,25 +117,26 @@ def arbitrate(
     files = _Files(lower, compare, score, limits)
     for name, model in models.items():
         files.add(name, model)
-    ruling = files.rule()
-    if leaves_to_wish(ruling, limits):
-        ruling = _with_mixtures(files, ruling, mixtures)
-    return files.artifacts[ruling.chosen], ruling
-
-
-def _with_mixtures(files: _Files, ruling: Ruling, mixtures: Callable[[Sequence[Known], float], Iterator[Model]]) -> Ruling:
-    """``ruling`` after the first mixture that keeps the accuracy joined, and with those that did not, or with the reason why there is none."""
-    reason = ruling.reason
-    try:
-        for number, mixed in enumerate(islice(mixtures(files.known(ruling), _worth_ms(ruling, files.limits)), MOST_MIXTURES)):
-            name = f"{MIXED} {number + 1}" if number else MIXED
-            if files.add(name, mixed) and files.keeps_accuracy(name):
-                return files.rule()
-            files.set_aside(name)
-    except UnsupportedError as error:
-        reason = f"{reason}; nothing was mixed: {error.what}"
+    ruling, remarks = files.rule(), []
+    for name, rung in rungs.items():
+        if leaves_to_wish(ruling, limits):
+            try:
+                ruling = _climbed(files, ruling, name, rung)
+            except UnsupportedError as error:
+                remarks.append(f"nothing {name} was tried: {error.what}")
     seen = {t.name for t in ruling.tried}
-    return Ruling(ruling.chosen, reason, (*ruling.tried, *(t for t in files.not_timed() if t.name not in seen)))
+    tried = (*ruling.tried, *(t for t in files.not_timed() if t.name not in seen))
+    return files.artifacts[ruling.chosen], Ruling(ruling.chosen, "; ".join((ruling.reason, *remarks)), tried)
+
+
+def _climbed(files: _Files, ruling: Ruling, name: str, rung: Rung) -> Ruling:
+    """``ruling`` after the first form of ``rung`` that keeps the accuracy joined; those that do not are set aside."""
+    for number, model in enumerate(islice(rung(files.known(ruling), _worth_ms(ruling, files.limits)), MOST_TRIED)):
+        label = f"{name} {number + 1}" if number else name
+        if files.add(label, model) and files.keeps_accuracy(label):
+            return files.rule()
+        files.set_aside(label)
+    return ruling
 
 
 def leaves_to_wish(ruling: Ruling, limits: Limits) -> bool:

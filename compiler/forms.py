@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.cost import products
+from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.quantplan import QuantPlan, Scheme
 from edgesmith.compiler.weighted import weighted
 
 FLOAT = "float"
+WIDE = Scheme.STATIC16X8.value
 LEAST_SHARE = 0.1
 """A form is tried if it computes this share of the products otherwise than every form before it."""
 
@@ -28,6 +30,25 @@ def forms(model: Model, twin: Model) -> dict[str, Model]:
         if all(sum(count for node, count in work.items() if other.scheme(node) is not known.scheme(node)) >= least for known in tried.values()):
             tried[name] = other
     return {name: twin if name == FLOAT else form(model, twin, chosen.ops) for name, chosen in tried.items()}
+
+
+def to_int16(ops: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """``ops`` with int16 activations where those are static."""
+    return {name: Scheme.STATIC16X8 if scheme is Scheme.STATIC else scheme for name, scheme in ops.items()}
+
+
+def wide(model: Model, twin: Model) -> Model:
+    """``model`` by that of its plan's alternatives with the most static operators, with int16 activations.
+
+    Raises:
+        UnsupportedError: none has any.
+    """
+    plan = model.quant
+    assert plan is not None
+    ops = max(plan.alternatives.values(), key=lambda ops: sum(scheme is Scheme.STATIC for scheme in ops.values()))
+    if Scheme.STATIC not in ops.values():
+        raise UnsupportedError("no operator of the plan has ranges")
+    return form(model, twin, to_int16(ops))
 
 
 def form(model: Model, twin: Model, ops: Mapping[str, Scheme]) -> Model:

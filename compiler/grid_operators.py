@@ -64,6 +64,9 @@ UNARY: frozenset[object] = CLAMPS | frozenset(
 FIXED: Mapping[object, tuple[float, float]] = MappingProxyType({aten.sigmoid.default: (0.0, 255 / 256), aten.tanh.default: (-1.0, 127 / 128)})
 """Functions whose results get one grid whatever their values, because a runtime knows no other (TensorFlow Lite 8-bit quantization specification)."""
 
+FIXED_PEAK = 1 - 2.0**-15
+"""The end of their int16 grid."""
+
 SUMS: frozenset[object] = frozenset({aten.add.Tensor, aten.sub.Tensor})
 PRODUCTS: frozenset[object] = frozenset({aten.mul.Tensor})
 CONCATENATIONS: frozenset[object] = frozenset({aten.cat.default})

@@ -17,15 +17,27 @@ class Scheme(enum.Enum):
     """int8 weights; activations are quantized at run time from their own range."""
     STATIC = "static"
     """int8 weights and int8 activations with ranges fixed from calibration data."""
+    STATIC16X8 = "static16x8"
+    """int8 weights and int16 activations, symmetric, with ranges fixed from calibration data."""
+
+
+STATIC_SCHEMES = frozenset({Scheme.STATIC, Scheme.STATIC16X8})
+"""Those whose activations have ranges in the plan."""
+STEPS16 = 2**15 - 1
+"""Steps of an int16 grid on either side of zero."""
 
 
 @dataclass(frozen=True)
 class TensorRange:
-    """The real interval [low, high] that an activation's int8 grid covers (low <= 0 <= high, low < high), and how it was found (``minmax`` ...)."""
+    """The real interval [low, high] that an activation's int8 grid covers (low <= 0 <= high, low < high), and how it was found (``minmax`` ...).
+
+    ``peak`` is the largest magnitude that was seen: what an int16 grid covers, whose steps are small enough to cut nothing off. None: that of the interval.
+    """
 
     low: float
     high: float
     method: str
+    peak: float | None = None
 
     @property
     def scale(self) -> float:
@@ -36,6 +48,11 @@ class TensorRange:
     def zero_point(self) -> int:
         """The int8 value in [-128, 127] that stands for 0.0; for uint8 add 128."""
         return min(max(round(-128 - self.low / self.scale), -128), 127)
+
+    @property
+    def scale16(self) -> float:
+        """Step of the int16 grid, whose zero point is 0."""
+        return (max(-self.low, self.high) if self.peak is None else self.peak) / STEPS16
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,7 @@ class QuantPlan:
     """One plan for all targets. Keys are node names of ``Model.graph`` except in ``weights``.
 
     ``ops``: operator node -> scheme (absent means FLOAT). ``activations``: tensor-valued node (placeholders included)
-    -> range; it holds every activation input and output of each STATIC operator. ``weights``: parameter name
+    -> range; it holds every activation input and output of each operator of ``STATIC_SCHEMES``. ``weights``: parameter name
     (``get_attr`` target) -> grid. ``alternatives``: name -> other ``ops`` that the same ranges and weights serve; which of them a
     target runs is for the arbiter to say.
     """

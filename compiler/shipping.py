@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from edgesmith.compiler.accuracy import Metric, model_outputs_of, outputs_of
-from edgesmith.compiler.arbiter import Known, Limits, Ruling, arbitrate
+from edgesmith.compiler.arbiter import MIXED, Known, Limits, Ruling, Rung, arbitrate
 from edgesmith.compiler.buildfile import TargetSpec
 from edgesmith.compiler.data import Array, Data
 from edgesmith.compiler.errors import RunnerError, UnsupportedError
-from edgesmith.compiler.forms import forms
+from edgesmith.compiler.forms import WIDE, forms, wide
 from edgesmith.compiler.lowering import Lowering
 from edgesmith.compiler.mixed import Timed, Wish, mixtures
 from edgesmith.compiler.model import Model
@@ -65,9 +65,17 @@ class Shipping:
             wish = Wish(partial(self._keeps_accuracy, target=target), below_ms, math.inf if limits.size_bytes is None else limits.size_bytes)
             return self._mixed([self._timed(one, wanted, target, samples) for one in known], wish)
 
+        def widened(known: Sequence[Known], below_ms: float) -> Iterator[Model]:
+            if math.isinf(below_ms):  # int16 activations are for accuracy: no runtime is faster on them than on float32
+                self.progress.step(f"{target.name}: widening activations to int16")
+                yield wide(self.model, self.twin)
+
+        rungs: dict[str, Rung] = {MIXED: mixed}
+        if Scheme.STATIC16X8 in target.schemes:
+            rungs[WIDE] = widened
         limits = Limits(self.floor, None if budget.size_mb is None else budget.size_mb * BYTES_PER_MB, budget.latency_ms, budget.percentile)
         score = None if self.data is None else lambda artifact: self._score(artifact, target, wanted.threads)
-        return arbitrate(forms(self.model, self.twin), lower, timed, score, limits, mixed)
+        return arbitrate(forms(self.model, self.twin), lower, timed, score, limits, rungs)
 
     def _score(self, artifact: Artifact, target: Target, threads: int) -> float:
         """What the file scores on validation data."""

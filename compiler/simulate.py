@@ -4,6 +4,7 @@ A target's INT8 file is compared with this, and a plan is scored with it before 
 
 - STATIC operator: every activation input is rounded to the int8 grid that the plan gives it, then the operator is computed, then the result
   is rounded to its own grid. What a float operator computes is rounded only for its static readers.
+- STATIC16X8 operator: the same with the plan's int16 grids.
 - DYNAMIC operator: the activation input is rounded to a grid made from its own values when it runs; the result stays float.
 - Weights already lie on their grid (``WeightGrid``). The bias of a static operator is rounded to multiples of input scale x weight scale.
 - Sums are float32 where a runtime adds integers, and a runtime may rescale by a fixed-point multiplier: results differ from a runtime's by one
@@ -22,7 +23,7 @@ from torch import fx
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.errors import DefectError
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.quantplan import QuantPlan, Scheme
+from edgesmith.compiler.quantplan import STATIC_SCHEMES, STEPS16, QuantPlan, Scheme
 from edgesmith.compiler.weighted import weighted
 
 
@@ -41,6 +42,12 @@ def fake_quantize(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tenso
     """``x`` rounded to the int8 grid: ``scale * (clamp(round(x / scale) + zero_point, -128, 127) - zero_point)``, ties to even, division in float32."""
     step = torch.tensor(scale, dtype=x.dtype, device=x.device)
     return (torch.clamp(torch.round(x / step) + zero_point, -128, 127) - zero_point) * step
+
+
+def fake_quantize16(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """``x`` rounded to the symmetric int16 grid of ``scale``."""
+    step = torch.tensor(scale, dtype=x.dtype, device=x.device)
+    return torch.clamp(torch.round(x / step), -STEPS16 - 1, STEPS16) * step
 
 
 def fake_quantize_rows_symmetric(x: torch.Tensor) -> torch.Tensor:
@@ -95,14 +102,14 @@ def simulated_graph(model: Model, dynamic: DynamicGrid = DynamicGrid.ROW_ASYMMET
     """``model.graph`` with a node for every rounding; its other nodes keep their names, its tensors are shared with the model."""
     graph = model.edit()
     if model.quant is not None:
-        rounded: dict[fx.Node, fx.Node] = {}
+        rounded: dict[tuple[fx.Node, Scheme], fx.Node] = {}
         operators = list(graphs.operators(graph))
         for node in operators:
-            if model.quant.scheme(node.name) is Scheme.STATIC:
+            if model.quant.scheme(node.name) in STATIC_SCHEMES:
                 _round_bias(graph, node, model.quant)
         for node in operators:
             scheme = model.quant.scheme(node.name)
-            if scheme is Scheme.STATIC:
+            if scheme in STATIC_SCHEMES:
                 _round_inputs(node, model.quant, rounded)
                 _round_result(node, model.quant, rounded)
             elif scheme is Scheme.DYNAMIC:
@@ -119,7 +126,7 @@ def _round_bias(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> None:
         return
     scales = torch.tensor(plan.weights[str(weight.target)].scales, dtype=torch.float64)
     value = graphs.tensor(graph, str(bias.target)).detach()
-    step = plan.activations[activation.name].scale * scales.repeat(value.numel() // len(scales))
+    step = _scale(plan, activation, plan.scheme(node.name)) * scales.repeat(value.numel() // len(scales))
     name = f"_simulated.{node.name}.bias"
     graphs.add_tensor(graph, name, (torch.round(value.double() / step) * step).to(value.dtype))
     with graph.graph.inserting_before(node):
@@ -128,28 +135,37 @@ def _round_bias(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan) -> None:
     node.replace_input_with(bias, rounded)
 
 
-def _round_inputs(node: fx.Node, plan: QuantPlan, rounded: dict[fx.Node, fx.Node]) -> None:
+def _round_inputs(node: fx.Node, plan: QuantPlan, rounded: dict[tuple[fx.Node, Scheme], fx.Node]) -> None:
+    scheme = plan.scheme(node.name)
     for argument in node.all_input_nodes:
         if argument.name in plan.activations:
-            if argument not in rounded:
-                rounded[argument] = _rounding(argument, plan)
-            node.replace_input_with(argument, rounded[argument])
+            if (argument, scheme) not in rounded:
+                rounded[argument, scheme] = _rounding(argument, plan, scheme)
+            node.replace_input_with(argument, rounded[argument, scheme])
 
 
-def _round_result(node: fx.Node, plan: QuantPlan, rounded: dict[fx.Node, fx.Node]) -> None:
+def _round_result(node: fx.Node, plan: QuantPlan, rounded: dict[tuple[fx.Node, Scheme], fx.Node]) -> None:
     if node.name in plan.activations:
-        readers = list(node.users)
-        rounded[node] = _rounding(node, plan)
+        scheme, readers = plan.scheme(node.name), list(node.users)
+        rounded[node, scheme] = _rounding(node, plan, scheme)
         for reader in readers:
-            reader.replace_input_with(node, rounded[node])
+            reader.replace_input_with(node, rounded[node, scheme])
 
 
-def _rounding(node: fx.Node, plan: QuantPlan) -> fx.Node:
-    extent = plan.activations[node.name]
+def _rounding(node: fx.Node, plan: QuantPlan, scheme: Scheme) -> fx.Node:
     with node.graph.inserting_after(node):
-        new = node.graph.call_function(fake_quantize, (node, extent.scale, extent.zero_point))
+        if scheme is Scheme.STATIC:
+            new = node.graph.call_function(fake_quantize, (node, _scale(plan, node, scheme), plan.activations[node.name].zero_point))
+        else:
+            new = node.graph.call_function(fake_quantize16, (node, _scale(plan, node, scheme)))
     new.meta["source"] = node.meta.get("source", "")
     return new
+
+
+def _scale(plan: QuantPlan, node: fx.Node, scheme: Scheme) -> float:
+    """Step of the grid that ``scheme`` has for the tensor ``node``."""
+    extent = plan.activations[node.name]
+    return extent.scale if scheme is Scheme.STATIC else extent.scale16
 
 
 def _round_dynamically(node: fx.Node, dynamic: DynamicGrid) -> None:

@@ -14,7 +14,7 @@ from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
 from edgesmith.compiler.quantplan import QuantPlan, Scheme
-from edgesmith.compiler.simulate import fake_quantize, fake_quantize_rows, simulated_graph
+from edgesmith.compiler.simulate import fake_quantize, fake_quantize16, fake_quantize_rows, simulated_graph
 from edgesmith.compiler.weighted import weighted
 from edgesmith.passes.quantize.schemes import Candidates
 from edgesmith.passes.quantize.weights import put_on_grid, widened
@@ -106,6 +106,11 @@ def fake_quantize_rows_through(x: torch.Tensor) -> torch.Tensor:
     return x + (fake_quantize_rows(x) - x).detach()
 
 
+def fake_quantize16_through(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """``fake_quantize16``; gradients pass."""
+    return x + (fake_quantize16(x, scale) - x).detach()
+
+
 def on_weight_grid(weight: torch.Tensor, axis: int) -> torch.Tensor:
     """``weight`` rounded to 127 steps either side of zero for each index of ``axis``; gradients pass."""
     others = [d for d in range(weight.dim()) if d != axis]
@@ -114,7 +119,11 @@ def on_weight_grid(weight: torch.Tensor, axis: int) -> torch.Tensor:
     return weight + (torch.round(weight / scale) * scale - weight).detach()
 
 
-STRAIGHT: Mapping[object, Callable[..., torch.Tensor]] = {fake_quantize: fake_quantize_clipped, fake_quantize_rows: fake_quantize_rows_through}
+STRAIGHT: Mapping[object, Callable[..., torch.Tensor]] = {
+    fake_quantize: fake_quantize_clipped,
+    fake_quantize16: fake_quantize16_through,
+    fake_quantize_rows: fake_quantize_rows_through,
+}
 """Rounding -> the same with gradients."""
 
 

@@ -15,7 +15,7 @@ from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.spread import Schemes, spread
 from edgesmith.compiler.weighted import CONVOLUTIONS, LINEARS, Weighted, weighted
 
-SCHEMES = ("auto", "dynamic", "static")
+SCHEMES = ("auto", "dynamic", "static", "static16x8")
 """What ``assign`` takes."""
 
 Candidates = dict[fx.Node, Weighted]
@@ -84,8 +84,9 @@ def _sharing_badly(graph: fx.GraphModule, found: Candidates) -> list[fx.Node]:
 def assign(graph: fx.GraphModule, found: Candidates, scheme: str, exclude: tuple[str, ...]) -> Schemes:
     """A scheme for each of ``found``, and for what follows them (``spread``). Absent means float.
 
-    ``static``: every candidate is static. ``dynamic``: every candidate is dynamic. ``auto``: convolutions are static; a matrix product is
-    static where its input already lies on a static grid (the head of a convolutional net, squeeze-excite), else dynamic.
+    ``static``: every candidate is static; so it is for ``static16x8``, whose operators differ in nothing but the grids that a target makes of their
+    ranges. ``dynamic``: every candidate is dynamic. ``auto``: convolutions are static; a matrix product is static where its input already lies on a
+    static grid (the head of a convolutional net, squeeze-excite), else dynamic.
     """
 
     def choose(node: fx.Node, fed: Mapping[fx.Node, Scheme]) -> Scheme | None:
@@ -99,4 +100,4 @@ def _weighted_scheme(node: fx.Node, kind: Weighted, scheme: str, fed: Mapping[fx
     assert activation is not None
     if scheme == "auto":
         return Scheme.STATIC if node.target not in LINEARS or fed.get(activation) is Scheme.STATIC else Scheme.DYNAMIC
-    return Scheme(scheme)
+    return Scheme.DYNAMIC if scheme == "dynamic" else Scheme.STATIC

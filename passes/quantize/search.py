@@ -18,8 +18,8 @@ from torch import fx
 from edgesmith.compiler import grid_operators as ops
 from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.simulate import fake_quantize
-from edgesmith.kernels.affine import Grid, activation_grid
-from edgesmith.kernels.ranges import SEARCHES, Histogram, percentile
+from edgesmith.kernels.affine import EMPTY_RANGE_SCALE, Grid, activation_grid
+from edgesmith.kernels.ranges import SEARCHES, Histogram, minmax, percentile
 from edgesmith.passes.quantize.grids import GridGroup
 from edgesmith.passes.quantize.visit import Look, merged, visit
 
@@ -36,10 +36,11 @@ CANDIDATES: Mapping[str, Callable[[Histogram], tuple[float, float]]] = {
 
 @dataclass
 class Choice:
-    """The candidates for one grid, and the squared error that each makes in the readers' results, relative to these."""
+    """The candidates for one grid, and the squared error that each makes in the readers' results, relative to these. ``peak``: the largest magnitude seen."""
 
     group: GridGroup
     grids: dict[str, Grid]
+    peak: float
     errors: npt.NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,7 +54,8 @@ class Choice:
         for name in sorted(names, key=lambda n: n != DEFAULT):
             grid = activation_grid(*CANDIDATES[name](histogram))
             distinct.setdefault((float(grid.scale), int(grid.zero_point)), (name, grid))
-        return cls(group, dict(distinct.values()))
+        low, high = minmax(histogram)
+        return cls(group, dict(distinct.values()), max(-low, high) or EMPTY_RANGE_SCALE)
 
     def best(self) -> tuple[str, Grid]:
         """The name and the grid of the least error; the first where nothing computes with them."""

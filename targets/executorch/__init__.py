@@ -22,7 +22,7 @@ class ExecuTorch(Target):
     extra: ClassVar[str] = "executorch"
     distribution: ClassVar[str] = "executorch"
     modules: ClassVar[tuple[str, ...]] = ("executorch", "torchao")
-    schemes: ClassVar[frozenset[Scheme]] = frozenset(Scheme)
+    schemes: ClassVar[frozenset[Scheme]] = frozenset(Scheme) - {Scheme.STATIC16X8}
     runner: ClassVar[Path] = Path(__file__).with_name("runner.py")
 
     def unsupported(self, model: Model) -> tuple[Diagnostic, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.errors import DefectError
-from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.quantplan import STATIC_SCHEMES
 from edgesmith.targets.litert.flatfile import Array, FlatFile, Op
 from edgesmith.targets.litert.match import CHANNEL_AXIS, weight_of
 from edgesmith.targets.litert.quantizer import Numbers
@@ -29,7 +29,7 @@ def check(choices: Sequence[Choice], before: FlatFile, after: FlatFile, numbers:
     for choice in choices:
         op = written[choice.op.outputs[0].index]
         wrong = _wrong_weight(op, choice.integers) if choice.integers is not None else ""
-        if not wrong and choice.scheme is Scheme.STATIC:
+        if not wrong and choice.scheme in STATIC_SCHEMES:
             wrong = _wrong_activations(op, choice.op, numbers)
         if wrong:
             raise DefectError("the .tflite file differs from the quantization plan", where=graphs.source(choice.node), why=wrong)
@@ -48,8 +48,8 @@ def _wrong_activations(new: Op, old: Op, numbers: Mapping[str, Numbers]) -> str:
         if wanted.name not in numbers or wanted.data is not None:
             continue
         scale, zero_point = numbers[wanted.name].grid
-        if tensor.dtype != np.int8 or tensor.grid is None:
-            return f"{tensor.name} is not int8"
+        if tensor.dtype != np.dtype(f"int{numbers[wanted.name].bits}") or tensor.grid is None:
+            return f"{tensor.name} is not int{numbers[wanted.name].bits}"
         if not np.isclose(tensor.grid.scales[0], scale, rtol=1e-6, atol=0) or tensor.grid.zero_points[0] != zero_point:
             return f"{tensor.name} has scale {tensor.grid.scales[0]} and zero point {tensor.grid.zero_points[0]}, not {scale} and {zero_point}"
     return ""

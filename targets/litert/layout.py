@@ -35,7 +35,7 @@ def carried(file: FlatFile, static: Set[int], numbers: dict[str, Numbers]) -> li
     result = []
     for op in found:
         read, written = numbers.get(op.inputs[0].name), op.outputs[0].name
-        if read is not None and (written not in numbers or numbers[written].ends == read.ends):
+        if read is not None and (written not in numbers or numbers[written].same_grid(read)):
             numbers[written] = read.reshaped(len(op.outputs[0].shape))
             result.append(op)
     return result

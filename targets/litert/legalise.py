@@ -10,14 +10,15 @@ from torch import fx
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
+from edgesmith.compiler.grid_operators import FIXED_PEAK
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.quantplan import QuantPlan, Scheme, TensorRange
+from edgesmith.compiler.quantplan import STATIC_SCHEMES, STEPS16, QuantPlan, Scheme, TensorRange
 from edgesmith.compiler.weighted import weighted
 from edgesmith.targets.litert.check import check
 from edgesmith.targets.litert.flatfile import Array, FlatFile, Op, Tensor
 from edgesmith.targets.litert.layout import carried
 from edgesmith.targets.litert.match import CHANNEL_AXIS, Correspondence, Match, weight_name, weight_of
-from edgesmith.targets.litert.quantizer import Numbers, quantized
+from edgesmith.targets.litert.quantizer import WIDE_BITS, Numbers, quantized
 
 STEPS = 127
 """Largest magnitude of a symmetric int8 weight."""
@@ -31,6 +32,7 @@ a net of hard swishes: 8.1 ms with them on int8, 2.4 ms with them in float32 bet
 _ONE_GRID = frozenset({"CONCATENATION", "AVERAGE_POOL_2D"})
 """Those whose inputs and result must share one grid."""
 _FIXED = {"LOGISTIC": (0.0, 255 / 256), "TANH": (-1.0, 127 / 128)}
+_FIXED16 = dict.fromkeys(_FIXED, (-FIXED_PEAK, FIXED_PEAK))
 """Those whose result has one grid, whatever its values (TensorFlow Lite 8-bit quantization specification)."""
 
 
@@ -50,8 +52,11 @@ def legalised(model: Model, content: bytes) -> tuple[bytes, tuple[Diagnostic, ..
     if not chosen.made:
         return content, tuple(chosen.refused)
     schemes = {c.op.outputs[0].name: (c.op, c.scheme) for c in chosen.made}
-    layout = carried(before, {c.op.outputs[0].index for c in chosen.made if c.scheme is Scheme.STATIC}, chosen.numbers)
-    result = quantized(content, schemes | {op.outputs[0].name: (op, Scheme.STATIC) for op in layout}, chosen.numbers)
+    layout = carried(before, {c.op.outputs[0].index for c in chosen.made if c.scheme in STATIC_SCHEMES}, chosen.numbers)
+    for op in layout:
+        wide = chosen.numbers[op.outputs[0].name].bits == WIDE_BITS
+        schemes[op.outputs[0].name] = op, Scheme.STATIC16X8 if wide else Scheme.STATIC
+    result = quantized(content, schemes, chosen.numbers)
     check(chosen.made, before, FlatFile(result), chosen.numbers)
     return result, tuple(chosen.refused)
 
@@ -84,7 +89,7 @@ class _Choices:
 
     def _remark(self, node: fx.Node, why: str) -> Diagnostic:
         severity = Severity.WARNING if weighted(node) else Severity.INFO
-        text = f"{node.target} stays in float32 where the plan has {self._plan.scheme(node.name).value} int8: {why}"
+        text = f"{node.target} stays in float32 where the plan has {self._plan.scheme(node.name).value}: {why}"
         return Diagnostic(severity, "litert.not-honoured", graphs.source(node), text)
 
     def _decide(self, node: fx.Node) -> str:
@@ -94,7 +99,7 @@ class _Choices:
             return match
         if weighted(node):
             return self._decide_weighted(match)
-        if self._plan.scheme(node.name) is not Scheme.STATIC:
+        if self._plan.scheme(node.name) not in STATIC_SCHEMES:
             return "it has no weight"
         if match.op.kind not in _COMPUTED:
             return f"the runtime's {match.op.kind} is not faster on int8"
@@ -113,7 +118,7 @@ class _Choices:
             return f"LiteRT has one weight scale per output channel (axis {kind.axis}), the plan {len(grid.scales)} on axis {grid.axis}"
         rows = np.moveaxis(weight, kind.axis, 0).reshape(len(grid.scales), -1)
         scales = _harmless(rows, np.asarray(grid.scales))
-        static = self._plan.scheme(match.node.name) is Scheme.STATIC
+        static = self._plan.scheme(match.node.name) in STATIC_SCHEMES
         numbers = self._ranges(match) if static else {}
         if isinstance(numbers, str):
             return numbers
@@ -136,14 +141,15 @@ class _Choices:
         if result is None or missing:
             return f"the plan has no range for {missing[0]}"
         pairs = [*((tensor, planned[n.name]) for tensor, n in match.reads), (match.op.outputs[0], planned[result.name])]
-        numbers = {tensor.name: _range_numbers(tensor, wanted) for tensor, wanted in pairs}
+        wide = self._plan.scheme(match.node.name) is Scheme.STATIC16X8
+        numbers = {tensor.name: (_wide_numbers if wide else _range_numbers)(tensor, wanted) for tensor, wanted in pairs}
         if match.op.kind in _ONE_GRID and len({n.ends for n in numbers.values()}) > 1:
             return f"the runtime's {match.op.kind} needs one grid for what it reads and writes"
-        fixed = _FIXED.get(match.op.kind)
+        fixed = (_FIXED16 if wide else _FIXED).get(match.op.kind)
         if fixed and not np.allclose(numbers[match.op.outputs[0].name].ends, fixed, rtol=1e-6):
             return f"the runtime's {match.op.kind} always writes on the grid from {fixed[0]} to {fixed[1]}"
         for name, mine in numbers.items():
-            if name in self.numbers and self.numbers[name].ends != mine.ends:
+            if name in self.numbers and not self.numbers[name].same_grid(mine):
                 return "another operator needs a different range for a tensor that they share"
         return numbers
 
@@ -169,6 +175,11 @@ def _range_numbers(tensor: Tensor, wanted: TensorRange) -> Numbers:
     return Numbers(np.full(shape, min(wanted.low, 0.0)), np.full(shape, max(wanted.high, 0.0)))
 
 
+def _wide_numbers(tensor: Tensor, wanted: TensorRange) -> Numbers:
+    end = np.full((1,) * len(tensor.shape), wanted.scale16 * STEPS16)
+    return Numbers(-end, end, WIDE_BITS)
+
+
 def _weight_numbers(op: Op, scales: Array) -> dict[str, Numbers]:
     weight = weight_of(op)
     assert weight is not None
@@ -179,5 +190,6 @@ def _weight_numbers(op: Op, scales: Array) -> dict[str, Numbers]:
 
 
 def _bias_overflows(op: Op, scales: Array, read: Numbers) -> bool:
+    """Whether the bias has too many steps; the quantizer cuts it off at 32 bits beside int16 activations, too."""
     bias = op.inputs[2].data if len(op.inputs) > 2 else None
     return bias is not None and bool(np.any(np.abs(bias) > _INT32_MAX * scales * read.grid[0]))

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgesmith.compiler.errors import DefectError
-from edgesmith.compiler.quantplan import Scheme
+from edgesmith.compiler.quantplan import STATIC_SCHEMES, STEPS16, Scheme
 from edgesmith.compiler.quiet import quiet
 from edgesmith.targets.litert.flatfile import Array, Op
+
+WIDE_BITS = 16
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The real interval that a tensor's int8 grid covers. Of the tensor's rank: one element, or one per channel of a weight."""
+    """The real interval that a tensor's grid of ``bits`` covers. Of the tensor's rank: one element, or one per channel of a weight."""
 
     low: Array
     high: Array
+    bits: int = 8
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -28,14 +31,20 @@ class Numbers:
 
     @property
     def grid(self) -> tuple[float, int]:
-        """Scale and zero point of an int8 activation (TensorFlow Lite 8-bit quantization specification)."""
+        """Scale and zero point of an activation (TensorFlow Lite 8-bit quantization specification; of 16 bits, its 16x8 mode)."""
         low, high = self.ends
+        if self.bits == WIDE_BITS:
+            return max(-low, high, 1e-9) / STEPS16, 0
         scale = max(high - low, 1e-9) / 255
         return scale, int(np.rint(-128 - low / scale))
 
     def reshaped(self, rank: int) -> Numbers:
         """The same range for a tensor of another rank."""
-        return Numbers(self.low.reshape((1,) * rank), self.high.reshape((1,) * rank))
+        return replace(self, low=self.low.reshape((1,) * rank), high=self.high.reshape((1,) * rank))
+
+    def same_grid(self, other: Numbers) -> bool:
+        """Whether two activations have one grid."""
+        return self.ends == other.ends and self.bits == other.bits
 
 
 def quantized(content: bytes, schemes: Mapping[str, tuple[Op, Scheme]], numbers: Mapping[str, Numbers]) -> bytes:
@@ -52,8 +61,8 @@ def quantized(content: bytes, schemes: Mapping[str, tuple[Op, Scheme]], numbers:
         tool = quantizer.Quantizer(content)
         for name, (op, scheme) in schemes.items():
             scope, kind = f"^{re.escape(name)};$", qtyping.TFLOperationName(op.kind)
-            if scheme is Scheme.STATIC:
-                tool.add_static_config(scope, kind, activation_num_bits=8, weight_num_bits=8)
+            if scheme in STATIC_SCHEMES:
+                tool.add_static_config(scope, kind, activation_num_bits=WIDE_BITS if scheme is Scheme.STATIC16X8 else 8, weight_num_bits=8)
             else:
                 tool.add_dynamic_config(scope, kind, num_bits=8)
         statistics = {name: {"min": n.low, "max": n.high} for name, n in numbers.items()}

@@ -26,7 +26,7 @@ class OnnxRuntime(Target):
     extra: ClassVar[str] = "onnxruntime"
     distribution: ClassVar[str] = "onnxruntime"
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
-    schemes: ClassVar[frozenset[Scheme]] = frozenset(Scheme)
+    schemes: ClassVar[frozenset[Scheme]] = frozenset(Scheme) - {Scheme.STATIC16X8}
     dynamic_grid: ClassVar[DynamicGrid] = DynamicGrid.TENSOR_ASYMMETRIC
     runner: ClassVar[Path] = Path(__file__).with_name("runner.py")
 

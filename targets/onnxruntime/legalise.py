@@ -99,6 +99,8 @@ class _Legaliser:
             self._values[node.name], why = twin, ""
         elif node.name in self._merged:
             why = "the exporter computes it once with an equal operator, which the plan puts on another grid"
+        elif scheme is Scheme.STATIC16X8:
+            why = "the runtime computes with int16 activations in float"
         elif kind is not None:
             why = why_not(self._model, node, kind, scheme) or self._product(node, kind, scheme)
         elif scheme is Scheme.DYNAMIC:

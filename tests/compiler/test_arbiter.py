@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgesmith import Model, compare, targets
-from edgesmith.compiler.arbiter import Known, Limits, Ruling, Tried, arbitrate, choose, leaves_to_wish
+from edgesmith.compiler.arbiter import MIXED, Known, Limits, Ruling, Tried, arbitrate, choose, leaves_to_wish
 from edgesmith.compiler.budget import Interval
 from edgesmith.compiler.data import PassData, Split
 from edgesmith.compiler.errors import UnsupportedError
@@ -141,7 +141,7 @@ def test_a_mixture_joins_where_what_is_fast_is_not_accurate(quantized: tuple[Mod
         return compare(files, limit_s=1.0)
 
     size = 200_000
-    _, ruling = arbitrate(forms(model, twin), lower, timed, lambda artifact: made[artifact.sha256], Limits(floor=0.8, size_bytes=size), mixtures)
+    _, ruling = arbitrate(forms(model, twin), lower, timed, lambda artifact: made[artifact.sha256], Limits(floor=0.8, size_bytes=size), {MIXED: mixtures})
     assert asked == [([FLOAT, "auto", "static"], math.inf)], "what fits is not accurate, so that any time is of use"
     assert [(t.name, t.accuracy) for t in ruling.tried] == [(FLOAT, 0.9), ("auto", 0.5), ("static", 0.5), ("mixed", 0.5), ("mixed 2", 0.9)]
     assert (ruling.tried[-2].refused, ruling.tried[-2].ratio) == ("loses too much on validation data", None)
@@ -149,8 +149,8 @@ def test_a_mixture_joins_where_what_is_fast_is_not_accurate(quantized: tuple[Mod
     assert ruling.tried[0].size_bytes > size
 
 
-def test_the_ruling_says_why_nothing_was_mixed(quantized: tuple[Model, Model, Split], tmp_path: Path) -> None:
-    """Every file is scored as too bad. The first mixture is too, and no second can be made."""
+def test_the_ruling_says_why_a_rung_has_no_more(quantized: tuple[Model, Model, Split], tmp_path: Path) -> None:
+    """Every file is scored as too bad. The first form of a rung is too, and no second can be made; so is that of the rung above."""
     model, twin, _ = quantized
     operators = [name for name, scheme in model.quant.by("static").ops.items() if scheme is Scheme.STATIC]
 
@@ -158,12 +158,18 @@ def test_the_ruling_says_why_nothing_was_mixed(quantized: tuple[Model, Model, Sp
         yield form(model, twin, {operators[0]: Scheme.STATIC})
         raise UnsupportedError("operators cannot be timed")
 
+    def late(known: Sequence[Known], below_ms: float):
+        assert [one.tried.name for one in known] == [FLOAT, "auto", "static"], "what was set aside is not known"
+        yield form(model, twin, {operators[1]: Scheme.STATIC})
+
     def lower(model: Model):
         return targets["onnxruntime"].lower(model, tmp_path, model.fingerprint)
 
-    _, ruling = arbitrate(forms(model, twin), lower, lambda files: compare(files, limit_s=1.0), lambda artifact: 0.5, Limits(floor=0.8), mixtures)
-    assert ruling.reason.endswith("; nothing was mixed: operators cannot be timed")
-    assert [t.name for t in ruling.tried] == [FLOAT, "auto", "static", "mixed"] and ruling.chosen != "mixed"
+    _, ruling = arbitrate(
+        forms(model, twin), lower, lambda files: compare(files, limit_s=1.0), lambda artifact: 0.5, Limits(floor=0.8), {MIXED: mixtures, "late": late}
+    )
+    assert ruling.reason.endswith("; nothing mixed was tried: operators cannot be timed")
+    assert [t.name for t in ruling.tried] == [FLOAT, "auto", "static", "mixed", "late"] and ruling.chosen not in {"mixed", "late"}
 
 
 @pytest.mark.parametrize(
