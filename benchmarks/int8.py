@@ -1,4 +1,4 @@
-"""INT8 files of a build beside those of the runtimes' own quantizers: ``python benchmarks/int8.py [BUILD_FILE ...] [--target NAME ...]``.
+"""INT8 files of a build beside those of the runtimes' own quantizers: ``python benchmarks/int8.py [BUILD_FILE ...] [--target NAME ...] [--nncf PYTHON]``.
 
 Every build file gives a model and its data; the passes are equalise and quantize alone, at most 0.3 points may be lost. Same float file, same calibration
 samples, same test samples, all files of one target timed in one run. A build file loses a case where a peer's file is as fast (to 3 %) and more than 0.1
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from int8_peers import PEERS, Arrays
+from int8_peers import PEERS, Arrays, Peer, with_nncf
 
 from edgesmith.compiler import registry
 from edgesmith.compiler.accuracy import outputs_of
@@ -23,6 +23,7 @@ from edgesmith.compiler.budget import Interval
 from edgesmith.compiler.buildfile import read
 from edgesmith.compiler.data import Split
 from edgesmith.compiler.line import Line
+from edgesmith.compiler.model import Model
 from edgesmith.compiler.profile.devices import environment
 from edgesmith.compiler.profile.protocol import compare
 from edgesmith.compiler.profile.session import open_session
@@ -54,7 +55,9 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path, default=FILES)
     parser.add_argument("--target", action="append", choices=registry.target_names())
     parser.add_argument("--folder", type=Path, default=Path("out/benchmark-int8"))
+    parser.add_argument("--nncf", type=Path, metavar="PYTHON", help="the interpreter of an environment with nncf, onnx and onnxruntime")
     wanted = parser.parse_args()
+    peers = with_nncf(wanted.nncf) if wanted.nncf else PEERS
     machine = environment()
     print(f"{machine['cpu']}, {machine['os']}, load {machine['load_average']}; one thread.")
     lost, cases = 0, 0
@@ -69,7 +72,7 @@ def main() -> int:
             ours, ruling = shipping.chosen(spec, target)
             plain = shipping.lowering.artifact(shipping.twin, target)
             files = {"float": plain.path, f"edgesmith ({ruling.chosen})": ours.path}
-            refused = add_peers(files, shipping.twin, plain, some, target, folder)
+            refused = add_peers(files, peers[target.name], (shipping.twin, plain, some), folder / target.name, target.suffix)
             found = measured(files, target, line.data.test, line)
             behind = dominators(found)
             show(f"{file.parent.name}/{file.stem}, {target.distribution}, {len(line.data.test)} test samples", found, refused, behind)
@@ -78,13 +81,14 @@ def main() -> int:
     return 1 if lost > MOST_LOST * cases else 0
 
 
-def add_peers(files: dict[str, Path], twin: object, plain: Artifact, samples: Arrays, target: Target, folder: Path) -> dict[str, str]:
-    """Add the peers' files; why there is none of some."""
+def add_peers(files: dict[str, Path], peers: Mapping[str, Peer], given: tuple[Model, Artifact, Arrays], folder: Path, suffix: str) -> dict[str, str]:
+    """Add the ``peers``' files in ``folder``; why there is none of some."""
+    folder.mkdir(exist_ok=True)
     refused = {}
-    for name, quantize in PEERS[target.name].items():
-        path = folder / f"{name.replace(' ', '-').replace(',', '')}{target.suffix}"
+    for name, quantize in peers.items():
+        path = folder / f"{name.replace(' ', '-').replace(',', '')}{suffix}"
         try:
-            files[name] = quantize(twin, plain, samples, path)
+            files[name] = quantize(*given, path)
         except Exception as error:  # noqa: BLE001 - whatever a peer raises is its answer
             refused[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120] if str(error).strip() else ''}"
     return refused

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 
 from edgesmith.compiler.capture import program_at
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.devices import environment
 from edgesmith.compiler.target import Artifact
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
@@ -20,8 +23,9 @@ Peer = Callable[[Model, Artifact, Arrays, Path], Path]
 
 
 def onnxruntime_static(model: Model, artifact: Artifact, samples: Arrays, path: Path, **settings: Any) -> Path:
-    """``quantize_static`` in QDQ form; the documentation advises uint8 activations and reduce_range on x86 without VNNI."""
+    """``quantize_static`` in QDQ form after its pre-processing; the documentation advises uint8 activations, and reduce_range on x86 without VNNI."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -30,16 +34,33 @@ def onnxruntime_static(model: Model, artifact: Artifact, samples: Arrays, path: 
         def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
             return next(self.rows, None)
 
-    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(str(artifact.path), str(path), Reader(), quant_format=QuantFormat.QDQ, **kinds, **settings)
+    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "reduce_range": "vnni" not in environment()["cpu_features"]}
+    prepared = path.with_suffix(".prepared.onnx")
+    quant_pre_process(str(artifact.path), str(prepared), skip_symbolic_shape=True)
+    quantize_static(str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, **kinds, **settings)
     return path
 
 
 def onnxruntime_dynamic(model: Model, artifact: Artifact, samples: Arrays, path: Path) -> Path:
     """``quantize_dynamic`` of matrix products; its convolutions are slower than float on every processor."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(str(artifact.path), str(path), op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8)
+    plain, prepared = onnx.load(str(artifact.path)), path.with_suffix(".prepared.onnx")
+    del plain.graph.value_info[:]  # it transposes weights and fails on a file that says what shape they had
+    onnx.save(plain, str(prepared))
+    quantize_dynamic(str(prepared), str(path), op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8)
+    return path
+
+
+def nncf(model: Model, artifact: Artifact, samples: Arrays, path: Path, *, python: Path, kind: str = "") -> Path:
+    """NNCF by its defaults, run by ``python`` of an environment that has it; ``kind`` transformer, or nothing."""
+    given = path.with_suffix(".npz")
+    np.savez(given, **{spec.name: array for spec, array in zip(model.inputs, samples, strict=True)})
+    command = [str(python), str(Path(__file__).with_name("int8_nncf.py")), str(artifact.path), str(given), str(path), *([kind] if kind else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it failed")
     return path
 
 
@@ -80,8 +101,8 @@ def executorch(model: Model, artifact: Artifact, samples: Arrays, path: Path, *,
 
 PEERS: Mapping[str, Mapping[str, Peer]] = {
     "onnxruntime": {
-        "quantize_static": partial(onnxruntime_static, reduce_range=True),
-        "quantize_static, per channel": partial(onnxruntime_static, per_channel=True, reduce_range=True),
+        "quantize_static": onnxruntime_static,
+        "quantize_static, per channel": partial(onnxruntime_static, per_channel=True),
         "quantize_dynamic": onnxruntime_dynamic,
     },
     "litert": {"static_wi8_ai8": partial(litert, static=True), "dynamic_wi8_afp32": partial(litert, static=False)},
@@ -92,6 +113,12 @@ PEERS: Mapping[str, Mapping[str, Peer]] = {
     },
 }
 """Target -> name -> how it quantizes."""
+
+
+def with_nncf(python: Path) -> dict[str, Mapping[str, Peer]]:
+    """PEERS and NNCF, which writes for ONNX Runtime alone of the three."""
+    own = {"NNCF": partial(nncf, python=python), "NNCF, transformer": partial(nncf, python=python, kind="transformer")}
+    return {**PEERS, "onnxruntime": {**PEERS["onnxruntime"], **own}}
 
 
 def _rows(model: Model, samples: Arrays) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
