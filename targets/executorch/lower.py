@@ -13,6 +13,7 @@ from edgesmith.compiler.diagnostics import errors
 from edgesmith.compiler.errors import MissingExtraError, UnsupportedError
 from edgesmith.compiler.files import written_whole
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.plain import plain
 from edgesmith.compiler.quiet import quiet
 from edgesmith.compiler.target import Artifact
 from edgesmith.targets.executorch.legalise import legalise
@@ -26,6 +27,7 @@ _BUILT_WITH = ("executorch", "torch", "torchao")
 
 def lower(model: Model, folder: Path, filename: str) -> Artifact:
     """Write ``folder/filename`` whole or not at all; see ``Target.lower``."""
+    source, model = model, plain(model)
     refused = errors(unsupported(model))
     if refused:
         raise UnsupportedError("ExecuTorch cannot run this model", where=refused[0].where, why="; ".join(f"{d.where}: {d.message}" for d in refused))
@@ -36,7 +38,7 @@ def lower(model: Model, folder: Path, filename: str) -> Artifact:
     with written_whole(path) as temporary:
         temporary.write_bytes(content)
     versions = {name: importlib.metadata.version(name) for name in _BUILT_WITH}
-    return Artifact(path, "executorch", len(content), hashlib.sha256(content).hexdigest(), model.fingerprint, versions, diagnostics)
+    return Artifact(path, "executorch", len(content), hashlib.sha256(content).hexdigest(), source.fingerprint, versions, diagnostics)
 
 
 def _require_executorch() -> None:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.plain import plain
 
 _KERNELS = Path(__file__).with_name("kernels.json")
 
@@ -28,7 +29,7 @@ def unsupported(model: Model) -> tuple[Diagnostic, ...]:
     """One ERROR per operator (and source path) that decomposes into something without a kernel, or that refuses to decompose."""
     found = []
     verdicts: dict[str, tuple[str, ...]] = {}
-    for node in graphs.operators(model.graph):
+    for node in graphs.operators(plain(model).graph):
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         key = _signature(node)
@@ -74,7 +75,7 @@ class _Decompose(TorchDispatchMode):
         self.missing: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() in kernels() or func.name() in _VANISHING:
+        if _functional(func.name()) in kernels() or func.name() in _VANISHING:
             return func(*args, **(kwargs or {}))
         with self:
             result = _table().get(func, func.decompose)(*args, **(kwargs or {}))
@@ -82,6 +83,12 @@ class _Decompose(TorchDispatchMode):
             return result
         self.missing.add(func.name())
         return func(*args, **(kwargs or {}))
+
+
+def _functional(name: str) -> str:
+    """The name of the operator that the exporter makes of one that changes its argument in place; other names as they are."""
+    base, dot, overload = name.partition(".")
+    return f"{base.removesuffix('_')}{dot}{overload}"
 
 
 _VANISHING = frozenset({"aten::detach", "aten::lift_fresh", "aten::empty_strided", "prim::device"})
@@ -103,20 +110,27 @@ def kernels() -> frozenset[str]:
 
 def live_kernels() -> frozenset[str]:
     """The same from the installed ExecuTorch: operators whose out-variant is registered in the runtime."""
-    from executorch.exir.operator.convert import to_out_variant
     from executorch.extension.pybindings import portable_lib
 
     registered = set(portable_lib._get_operator_names())
-    found = set()
-    for overload in _functional_overloads():
-        try:
-            out, _ = to_out_variant(overload)
-        except (RuntimeError, AssertionError, AttributeError):
-            continue  # it has none
-        if out.name() in registered:
-            found.add(overload.name())
+    found = {o.name() for o in _functional_overloads() if _out_variant(o) in registered}
     views = {o.name() for o in _functional_overloads() if _copying_twin(o.name()) in found}
     return frozenset(found | views)
+
+
+_TAKEN_FROM_OUT = frozenset({"device", "dtype", "layout", "pin_memory"})
+"""Arguments that an overload lacks which writes into a given tensor."""
+
+
+def _out_variant(overload: torch._ops.OpOverload) -> str:
+    """The name of the overload with the same arguments that writes into given tensors; nothing where there is none."""
+    wanted = [(a.name, str(a.type)) for a in overload._schema.arguments if a.name not in _TAKEN_FROM_OUT]
+    packet = overload.overloadpacket
+    for other in (getattr(packet, name) for name in packet.overloads()):
+        arguments = other._schema.arguments
+        if any(a.is_out for a in arguments) and [(a.name, str(a.type)) for a in arguments if not a.is_out and a.name not in _TAKEN_FROM_OUT] == wanted:
+            return str(other.name())
+    return ""
 
 
 def _copying_twin(name: str) -> str:

@@ -11,6 +11,7 @@ from edgesmith.compiler.errors import MissingExtraError, UnsupportedError
 from edgesmith.compiler.files import written_whole
 from edgesmith.compiler.fingerprint import file_hash
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.plain import plain
 from edgesmith.compiler.quiet import quiet
 from edgesmith.compiler.target import Artifact
 from edgesmith.targets.litert import flatfile
@@ -34,6 +35,7 @@ def lower(model: Model, folder: Path, stem: str = "model") -> Artifact:
     for module in _MODULES:
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(module, "litert")
+    source, model = model, plain(model)
     if refused := unsupported(model):
         raise UnsupportedError(refused[0].message, where=refused[0].where, hint=refused[0].hint)
     diagnostics: tuple[Diagnostic, ...] = ()
@@ -48,7 +50,7 @@ def lower(model: Model, folder: Path, stem: str = "model") -> Artifact:
         target="litert",
         size_bytes=path.stat().st_size,
         sha256=file_hash(path),
-        source_fingerprint=model.fingerprint,
+        source_fingerprint=source.fingerprint,
         built_with={name: importlib.metadata.version(name) for name in _DISTRIBUTIONS},
         diagnostics=diagnostics,
     )

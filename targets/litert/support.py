@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.plain import plain
 from edgesmith.targets.litert.operators import ALSO_DECOMPOSED, LOWERED, NOT_DECOMPOSED, REPLACED
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
@@ -24,7 +25,7 @@ def unsupported(model: Model) -> tuple[Diagnostic, ...]:
     """One ERROR per operator of ``model`` that litert-torch cannot lower, with the path of the layer it came from."""
     missing: dict[Any, frozenset[str]] = {}
     found = []
-    for node in graphs.operators(model.graph):
+    for node in graphs.operators(plain(model).graph):
         kind = (node.target, _pattern(node))
         if kind not in missing:
             missing[kind] = _missing(node)

@@ -19,7 +19,19 @@ def prepare(program: torch.export.ExportedProgram) -> None:
             node.target = aten.reshape.default
         elif node.target is aten.scaled_dot_product_attention.default:
             _four_dimensional(program.graph, node)
+    for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
+        _contiguous(program.graph, node)
     program.graph_module.recompile()
+
+
+def _contiguous(graph: fx.Graph, attention: fx.Node) -> None:
+    """Fix the strides of the result: those of one implementation when the views behind it are made may be another's when it is decomposed."""
+    readers = list(attention.users)
+    with graph.inserting_after(attention):
+        copy = graph.call_function(aten.clone.default, (attention,), {"memory_format": torch.contiguous_format})
+    copy.meta.update(attention.meta)
+    for reader in readers:
+        reader.replace_input_with(attention, copy)
 
 
 def _four_dimensional(graph: fx.Graph, attention: fx.Node) -> None:

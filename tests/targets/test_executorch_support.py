@@ -53,6 +53,9 @@ def test_lowering_refuses_them_and_writes_nothing(tmp_path: Path) -> None:
     ("function", "fits"),
     [
         (lambda x: x.flip(1), True),
+        (lambda x: nn.functional.normalize(x, dim=-1) + x.norm(dim=1, keepdim=True), True),
+        (lambda x: nn.functional.adaptive_avg_pool1d(x.transpose(1, 2), 1), True),
+        (lambda x: x.pow(3) + torch.pow(2.0, x) + x.pow(x), True),
         (lambda x: torch.einsum("bij,bkj->bik", x, x), True),
         (lambda x: nn.functional.silu(x) * nn.functional.softplus(x), True),
         (lambda x: x.cumsum(1).roll(1, 1), True),

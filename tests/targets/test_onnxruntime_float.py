@@ -72,6 +72,14 @@ def causal_mask() -> torch.Tensor:
     return torch.ones(2, 1, 4, 4).tril().bool()
 
 
+def heads(x: torch.Tensor) -> torch.Tensor:
+    return x.view(x.shape[0], 4, 2, 4).transpose(1, 2)
+
+
+def joined(x: torch.Tensor) -> torch.Tensor:
+    return x.transpose(1, 2).reshape(x.shape[0], 4, -1)
+
+
 FUNCTIONS = {
     "attention over three dimensions": lambda x: F.scaled_dot_product_attention(x, x, x),
     "attention over five dimensions": lambda x: F.scaled_dot_product_attention(x[:, None, None], x[:, None, None].expand(-1, 2, 3, -1, -1), x[:, None, None]),
@@ -79,6 +87,9 @@ FUNCTIONS = {
         x[:, None, None], x[:, None, None].expand(-1, 2, 3, -1, -1), x[:, None, None], attn_mask=causal_mask()
     ),
     "causal attention with a scale": lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], is_causal=True, scale=0.3),
+    "heads joined after attention with a bias that gradients reach": lambda x: joined(
+        F.scaled_dot_product_attention(*[heads(x)] * 3, attn_mask=(x @ x.mT)[:, None])
+    ),
     "view of a transposed tensor": lambda x: F.hardtanh(x.mT).view(x.shape[0], 2, 4, 4),
 }
 

@@ -1,0 +1,43 @@
+"""Every architecture that the axes are tested on quantizes and lowers to every target; what a runtime cannot run on integers stays float there, named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from architectures import ALWAYS, SLOW, built, samples
+
+from edgesmith import Pipeline
+from edgesmith.compiler import registry
+from edgesmith.compiler.data import Data, Split
+from edgesmith.compiler.forms import forms, schemes
+from edgesmith.compiler.instruments import fixed_inputs
+from edgesmith.compiler.lowering import Lowering
+from edgesmith.compiler.passbase import PassContext
+from edgesmith.compiler.quantplan import Scheme
+
+SAMPLES = 32
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ALWAYS | SLOW)
+def test_it_quantizes_and_lowers_to_every_target(name: str, tmp_path: Path) -> None:
+    """``Lowering`` compares each file, run in its runtime, with the graph or with what the plan says."""
+    twin = Pipeline.parse("fold-batch-norm,fold-constants").run(built(name))
+    torch.manual_seed(1)
+    arrays = tuple(x.numpy() for x in samples(name, SAMPLES))
+    split = Split(arrays, np.zeros(SAMPLES, np.int64))
+    ctx = PassContext(data=Data(split, split, split).for_passes())
+    twin = Pipeline.parse("equalise{samples=16}").run(twin, ctx)
+    model = Pipeline.parse("quantize{samples=16}").run(twin, ctx)
+    lowering = Lowering(tmp_path, fixed_inputs(model, ctx, 4))
+    found = {form: one for form, one in forms(model, twin).items() if form in {"auto", "static"}}
+    assert found
+    for target in registry.target_names():
+        for form, one in found.items():
+            file = lowering.artifact(one, registry.target(target))
+            planned = {path for path, scheme in schemes(one).items() if scheme is not Scheme.FLOAT}
+            assert planned - {d.where for d in file.diagnostics}, f"{target}: nothing of {form} is on integers"
