@@ -76,7 +76,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """64 patches of 4x4, a convolutional stem."""
 
-    def __init__(self, width: int = 128, depth: int = 6, heads: int = 4) -> None:
+    def __init__(self, width: int = 96, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, width, 3, 2, 1))
         self.positions = nn.Parameter(0.02 * torch.randn(1, 64, width))
@@ -105,7 +105,7 @@ def staged(block: type[nn.Module], widths: tuple[int, ...], depth: int, head: in
 NETWORKS = {
     "resnet": (lambda: staged(Basic, (16, 32, 64), 3, 0), 12, 4e-3),
     "mobile": (lambda: staged(Inverted, (16, 32, 64), 3, 256), 12, 4e-3),
-    "vit": (Transformer, 20, 1e-3),
+    "vit": (Transformer, 10, 2e-3),
 }
 """How each is made, its epochs, its peak learning rate."""
 
