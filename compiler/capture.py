@@ -192,8 +192,17 @@ def program_at(model: Model, batch: int = 1) -> tuple[torch.export.ExportedProgr
     every computing node of the model's graph has exactly one counterpart. Sizes are plain integers in it.
     """
     fixed = graphs.at_fixed_batch(model.graph, model.inputs[0].at_batch(batch)[0] if model.dynamic_batch else 0)
+    _parts_behind_wholes(fixed.graph)
     program = export_program(fixed, tuple(torch.zeros(s.at_batch(batch), dtype=s.torch_dtype) for s in model.inputs), dynamic=False)
     return program, _counterparts(program.graph, fixed.graph)
+
+
+def _parts_behind_wholes(graph: fx.Graph) -> None:
+    """Move each part of an operator's several results right behind it, where the export will put it."""
+    for node in list(graph.nodes):
+        parts = [user for user in node.users if user.target is operator.getitem]
+        for part in sorted(parts, reverse=True):
+            node.append(part)
 
 
 def _counterparts(exported: fx.Graph, original: fx.Graph) -> dict[str, str]:

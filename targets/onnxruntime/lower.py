@@ -15,6 +15,7 @@ from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.errors import MissingExtraError, OutputError
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.plain import plain
 from edgesmith.targets.onnxruntime.export import ORIGIN, export
 from edgesmith.targets.onnxruntime.legalise import legalise, watched
 
@@ -34,6 +35,7 @@ def lower(model: Model, path: Path) -> tuple[Diagnostic, ...]:
         UnsupportedError: an operator does not convert, or the weights do not fit into one file.
         OutputError: the folder cannot be written, or the disk is full.
     """
+    model = plain(model)
     exported = export(model, watched(model))
     diagnostics = legalise(exported, model)
     name_ports(exported.model, tuple(s.name for s in model.inputs), tuple(s.name for s in model.outputs))

@@ -18,6 +18,10 @@ CASES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "norm of rows": lambda x: F.normalize(x, dim=-1),
     "norm of a plane": lambda x: x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1),
     "norm without the dimension": lambda x: x.norm(dim=1),
+    "greatest of a row": lambda x: x.max(dim=1).values + x.max(dim=1, keepdim=True).values.mean(1),
+    "convolution that pads by a word": lambda x: F.conv2d(x[:, None], torch.ones(2, 1, 3, 5), padding="same", dilation=(2, 1)),
+    "convolution that does not pad": lambda x: F.conv1d(x, torch.ones(2, 4, 3), stride=2, padding="valid"),
+    "mean of an image by a window beyond it": lambda x: F.avg_pool2d(x[:, None], 16, 16, ceil_mode=True),
     "mean of a sequence": lambda x: F.adaptive_avg_pool1d(x, 1),
 }
 
@@ -31,6 +35,10 @@ class After(nn.Module):
         return self.function(self.first(x))
 
 
+def shapes(model: Model) -> dict[str, torch.Size]:
+    return {n.name: n.meta["val"].shape for n in graphs.operators(model.graph) if isinstance(n.meta["val"], torch.Tensor)}
+
+
 @pytest.fixture(params=CASES)
 def model(request: pytest.FixtureRequest) -> Model:
     torch.manual_seed(0)
@@ -42,8 +50,7 @@ def test_values_and_names_stay(model: Model) -> None:
     written = plain(model)
     assert any(node.target in REWRITES for node in graphs.operators(model.graph))
     assert not any(node.target in REWRITES for node in graphs.operators(written.graph))
-    names = {node.name: node.meta["val"].shape for node in graphs.operators(written.graph)}
-    assert all(names[node.name] == node.meta["val"].shape for node in graphs.operators(model.graph))
+    assert shapes(model).items() <= shapes(written).items()
     for ours, theirs in zip(flat_outputs(written, inputs), flat_outputs(model, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 

@@ -19,11 +19,17 @@ from edgesmith.compiler.passbase import PassContext
 from edgesmith.compiler.quantplan import Scheme
 
 SAMPLES = 32
+OPEN = {
+    "BitForImageClassification": "ExecuTorch writes a file that its runtime does not load",
+    "FocalNetForImageClassification": "XNNPACK's partitioner wants both or none of a convolution's input and weight quantized",
+    "MobileViTV2ForImageClassification": "LiteRT's converter gets two shapes of a product wrong, and ExecuTorch's runtime does not load its file",
+}
+"""What does not lower yet in one form or another, and how it is refused."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ALWAYS | SLOW)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=OPEN[n])) if n in OPEN else n for n in ALWAYS | SLOW])
 def test_it_quantizes_and_lowers_to_every_target(name: str, tmp_path: Path) -> None:
     """``Lowering`` compares each file, run in its runtime, with the graph or with what the plan says."""
     twin = Pipeline.parse("fold-batch-norm,fold-constants").run(built(name))
