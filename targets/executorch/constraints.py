@@ -60,6 +60,11 @@ def activations(node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], ...]:
     return tuple(_through_padding(node, x) for x in inputs if isinstance(x, fx.Node))
 
 
+def pads_between_grids(x: fx.Node) -> bool:
+    """Whether ``x`` pads with zeros, and for readers that do not take the padding in as a convolution does."""
+    return x.target in _PADDING and _zero_spatial_padding(x) and any(user.target not in _CONVOLUTIONS for user in x.users)
+
+
 def _through_padding(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node]:
     if node.target in _CONVOLUTIONS and x.target in _PADDING and len(x.users) == 1 and _zero_spatial_padding(x):
         source = x.args[0]

@@ -70,6 +70,7 @@ class _Quantiser:
             else:
                 honoured[scheme].append(node)
         self._make_static(honoured[Scheme.STATIC])
+        self._pad_on_grid()
         self._make_dynamic(honoured[Scheme.DYNAMIC])
         for node in (*honoured[Scheme.STATIC], *honoured[Scheme.DYNAMIC]):
             self._quantize_weight(node)
@@ -100,6 +101,20 @@ class _Quantiser:
             with self._module.graph.inserting_before(consumer):
                 dequantized = self._call(self._ops.dequantize_per_tensor.default, (quantized, *parameters), tensor)
             consumer.replace_input_with(tensor, dequantized)
+
+    def _pad_on_grid(self) -> None:
+        """Let paddings that read int8 write int8 on the same grid, zero included: XNNPACK has no padding from one to float."""
+        for node in list(graphs.operators(self._module)):
+            source = node.args[0] if node.args else None
+            if not isinstance(source, fx.Node) or source.target is not self._ops.dequantize_per_tensor.default or not constraints.pads_between_grids(node):
+                continue
+            readers, parameters = list(node.users), source.args[1:]
+            with self._module.graph.inserting_after(node):
+                quantized = self._call(self._ops.quantize_per_tensor.default, (node, *parameters), node)
+            with self._module.graph.inserting_after(quantized):
+                dequantized = self._call(self._ops.dequantize_per_tensor.default, (quantized, *parameters), node)
+            for reader in readers:
+                reader.replace_input_with(node, dequantized)
 
     def _make_dynamic(self, nodes: list[fx.Node]) -> None:
         """Let each of ``nodes`` read its input through parameters chosen at run time."""

@@ -20,7 +20,6 @@ from edgesmith.compiler.quantplan import Scheme
 
 SAMPLES = 32
 OPEN = {
-    "BitForImageClassification": "ExecuTorch writes a file that its runtime does not load",
     "FocalNetForImageClassification": "XNNPACK's partitioner wants both or none of a convolution's input and weight quantized",
     "MobileViTV2ForImageClassification": "LiteRT's converter gets two shapes of a product wrong, and ExecuTorch's runtime does not load its file",
 }

@@ -210,3 +210,24 @@ def test_legalising_leaves_the_model_alone(static: tuple[Model, Artifact]) -> No
     before = planned.fingerprint, str(planned.graph.graph)
     legalise(planned)
     assert (Model(planned.graph, planned.inputs, planned.outputs, planned.quant).fingerprint, str(planned.graph.graph)) == before
+
+
+class Padded(nn.Module):
+    """A padding that a pool reads, between an int8 convolution and a float one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(F.max_pool2d(F.pad(self.first(x), (1, 1, 1, 1)), 3, 2))
+
+
+def test_a_padding_behind_an_int8_operator_runs_in_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Model.from_module(Padded().eval(), (torch.randn(2, 3, 12, 12),))
+    first = next(graphs.operators(model.graph)).name
+    planned = hand_plan(model, lambda node: Scheme.STATIC if node.name == first else Scheme.FLOAT, torch.randn(32, 3, 12, 12))
+    artifact = ExecuTorch().lower(planned, tmp_path)
+    assert artifact.diagnostics == ()
+    assert max(float(np.abs(got - wanted).max() / np.abs(wanted).max()) for got, wanted in outputs(planned, artifact)) < 0.01
