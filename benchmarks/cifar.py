@@ -1,7 +1,7 @@
-"""Three small networks for CIFAR-10, trained here: ``python benchmarks/cifar.py {resnet,mobile,vit}... [--data ZIP]``.
+"""Three small networks for CIFAR-10, trained here: ``python benchmarks/cifar.py [{resnet,mobile,vit}...] [--data ZIP]``.
 
-ZIP holds class folders of images under train/ and val/. ``out/benchmark-cifar`` gets the images, the weights (safetensors) and what training needs to go
-on where it was stopped; an hour a network on two cores. The last 5 000 training images in a shuffled order are for choosing, val/ is what
+ZIP holds class folders of images under train/ and val/. ``out/benchmark-cifar`` gets the images, and what training needs to go on where it was stopped;
+``benchmarks/weights`` the weights (safetensors). Half an hour to an hour a network on two cores; without a name only the images are unpacked. The last 5 000 training images in a shuffled order are for choosing, val/ is what
 other benchmarks judge on: ``python benchmarks/int8.py benchmarks/cifar-*.toml``.
 """
 
@@ -23,6 +23,7 @@ from edgesmith.compiler.data import Data, Split
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10.zip"
 FOLDER = Path(__file__).parents[1] / "out" / "benchmark-cifar"
+WEIGHTS = Path(__file__).parent / "weights"
 CHOOSING = 5_000
 BATCH = 128
 MEAN, STD = (np.array(values, np.float32).reshape(3, 1, 1) for values in ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))
@@ -112,7 +113,7 @@ NETWORKS = {
 
 def _trained(name: str) -> nn.Module:
     module = NETWORKS[name][0]()
-    module.load_state_dict(load_file(FOLDER / f"{name}.safetensors"))
+    module.load_state_dict(load_file(WEIGHTS / f"cifar-{name}.safetensors"))
     return module.eval()
 
 
@@ -209,13 +210,13 @@ def train(name: str) -> None:
         torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "epoch": epoch + 1}, f"{state}.new")
         Path(f"{state}.new").replace(state)
         print(f"{name} epoch {epoch + 1}/{epochs}: {accuracy(module, found.validation):.4f}", flush=True)
-    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, FOLDER / f"{name}.safetensors")
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, WEIGHTS / f"cifar-{name}.safetensors")
     print(f"{name}: {accuracy(module, found.test):.4f} of {len(found.test)} images")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=NETWORKS)
+    parser.add_argument("names", nargs="*", choices=[*NETWORKS, []])
     parser.add_argument("--data", type=Path, default=DATA)
     wanted = parser.parse_args()
     unpack(wanted.data)
