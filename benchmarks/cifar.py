@@ -1,8 +1,9 @@
 """Three small networks for CIFAR-10, trained here: ``python benchmarks/cifar.py [{resnet,mobile,vit}...] [--data ZIP]``.
 
 ZIP holds class folders of images under train/ and val/. ``out/benchmark-cifar`` gets the images, and what training needs to go on where it was stopped;
-``benchmarks/weights`` the weights (safetensors). Half an hour to an hour a network on two cores; without a name only the images are unpacked. The last 5 000 training images in a shuffled order are for choosing, val/ is what
-other benchmarks judge on: ``python benchmarks/int8.py benchmarks/cifar-*.toml``.
+``benchmarks/weights`` the weights (safetensors). Half an hour to an hour a network on two cores; without a name only the images are unpacked.
+The last 5 000 training images in a shuffled order are for choosing, val/ is what other benchmarks judge on: ``python benchmarks/int8.py
+benchmarks/cifar-*.toml``.
 """
 
 from __future__ import annotations
