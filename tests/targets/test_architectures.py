@@ -25,6 +25,8 @@ OPEN = {
 }
 """What does not lower yet in one form or another, and how it is refused."""
 
+FLOAT_THERE = {("GPT2LMHeadModel", "executorch"): "its products are addmm, with weights by input channel, which the target leaves in float and names"}
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -45,4 +47,5 @@ def test_it_quantizes_and_lowers_to_every_target(name: str, tmp_path: Path) -> N
         for form, one in found.items():
             file = lowering.artifact(one, registry.target(target))
             planned = {path for path, scheme in schemes(one).items() if scheme is not Scheme.FLOAT}
-            assert planned - {d.where for d in file.diagnostics}, f"{target}: nothing of {form} is on integers"
+            honoured = planned - {d.where for d in file.diagnostics}
+            assert bool(honoured) != ((name, target) in FLOAT_THERE), f"{target}: of {form} {len(honoured)} of {len(planned)} operators are on integers"
