@@ -47,7 +47,7 @@ def wide(model: Model, twin: Model) -> Model:
     assert plan is not None
     ops = max(plan.alternatives.values(), key=lambda ops: sum(scheme is Scheme.STATIC for scheme in ops.values()))
     if Scheme.STATIC not in ops.values():
-        raise UnsupportedError("no operator of the plan has ranges")
+        raise UnsupportedError("no operator of the plan is static int8")
     return form(model, twin, to_int16(ops))
 
 

@@ -39,10 +39,10 @@ def _mean(node: fx.Node) -> None:
 def _mean_of_image(node: fx.Node) -> None:
     """An average whose one window covers the whole image, and may reach beyond it (``ceil_mode``), which ONNX Runtime's integer kernel counts."""
     given: dict[str, Any] = dict(zip(("x", "kernel", "stride", "padding", "ceil", "with_padding", "divisor"), node.args, strict=False))
-    size = given["x"].meta["val"].shape[2:]
-    covered = all(k >= s for k, s in zip(_each(given["kernel"], 2), size, strict=True)) and tuple(node.meta["val"].shape[2:]) == (1, 1)
+    size = given["x"].meta["val"].shape[-2:]
+    covered = all(k >= s for k, s in zip(_each(given["kernel"], 2), size, strict=True)) and tuple(node.meta["val"].shape[-2:]) == (1, 1)
     if covered and not any(_each(given.get("padding", 0), 2)) and given.get("divisor") is None and not node.kwargs:
-        node.target, node.args = aten.mean.dim, (given["x"], [2, 3], True)
+        node.target, node.args = aten.mean.dim, (given["x"], [-2, -1], True)
 
 
 def _root_of_squares(node: fx.Node) -> None:

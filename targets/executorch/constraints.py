@@ -188,8 +188,8 @@ def _gemm_requantization(graph: fx.GraphModule, node: fx.Node, plan: QuantPlan, 
 
 _Check = Callable[[fx.GraphModule, fx.Node, QuantPlan], str]
 _CHECKS: dict[Scheme, tuple[_Check, ...]] = {
-    Scheme.STATIC16X8: (lambda graph, node, plan: "XNNPACK has no int16 activations",),
     Scheme.FLOAT: (),
     Scheme.DYNAMIC: (_dynamic_kind, _weight),
     Scheme.STATIC: (_static_kind, _weight, _ranges, _requantization),
+    Scheme.STATIC16X8: (lambda graph, node, plan: "XNNPACK has no int16 activations",),
 }

@@ -22,6 +22,7 @@ CASES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "convolution that pads by a word": lambda x: F.conv2d(x[:, None], torch.ones(2, 1, 3, 5), padding="same", dilation=(2, 1)),
     "convolution that does not pad": lambda x: F.conv1d(x, torch.ones(2, 4, 3), stride=2, padding="valid"),
     "mean of an image by a window beyond it": lambda x: F.avg_pool2d(x[:, None], 16, 16, ceil_mode=True),
+    "mean of planes without channels by a window beyond them": lambda x: F.avg_pool2d(x, 16, 16, ceil_mode=True),
     "mean of a sequence": lambda x: F.adaptive_avg_pool1d(x, 1),
 }
 
