@@ -147,15 +147,20 @@ def test_time_goes_where_the_arithmetic_is(profiles: dict[Scheme, OperatorProfil
 
 @pytest.mark.alone
 def test_what_profiling_itself_costs_is_taken_off(tmp_path: Path) -> None:
-    """It is 3 us an operator, here four times what the operators take; of three looks one finds the machine quiet enough."""
-    path = chain(tmp_path, 200)
+    """It is 3 us an operator, four to twenty times what these take. What is left of it is below a third of the microsecond that the runtime counts in.
+
+    Of three looks one finds the machine quiet enough.
+    """
+    count, allowed_ms = 200, 1e-3 / 3
+    path = chain(tmp_path, count)
     for _ in range(3):
         found = profile_operators(path, limit_s=1.0)
-        assert len(found.operators) == 200
+        assert len(found.operators) == count
         assert found.instrumented_ms > 4 * found.whole_ms
-        if 0.5 < found.total_ms / found.whole_ms < 1.6:
+        left_ms = abs(found.total_ms - found.whole_ms) / count
+        if left_ms < allowed_ms:
             break
-    assert 0.5 < found.total_ms / found.whole_ms < 1.6
+    assert left_ms < allowed_ms
 
 
 @pytest.mark.parametrize("runs", [1, 2, 13])
