@@ -134,6 +134,11 @@ class _ShapeInterpreter(fx.Interpreter):
         return result
 
 
+def any_batch(size: int) -> int:
+    """``size`` as a view takes it: -1, which is inferred, where it is a dynamic batch or a multiple of one."""
+    return -1 if size % BATCH == 0 else int(size)
+
+
 def infer_shapes(graph: fx.GraphModule, shapes: tuple[tuple[int | None, ...], ...], dtypes: tuple[torch.dtype, ...]) -> None:
     """Compute ``meta["val"]`` of every node anew; None in ``shapes`` (a dynamic batch) is taken as ``BATCH``."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)

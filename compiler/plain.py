@@ -14,20 +14,48 @@ from torch.utils import _pytree as pytree
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.quantplan import QuantPlan
 
 aten = torch.ops.aten
 
 
 def plain(model: Model) -> Model:
-    """``model`` with what ``REWRITES`` knows written out. Every tensor keeps its name and its value, to the rounding of float32."""
-    if not any(node.target in REWRITES for node in graphs.operators(model.graph)):
+    """``model`` with what ``REWRITES`` knows written out. Every tensor keeps its name and its value, to the rounding of float32.
+
+    What repeats a tensor for an operator that broadcasts anyway is gone: LiteRT's converter moves it past changes of layout, to shapes that do not fit.
+    """
+    if not any(node.target in REWRITES or node.target in _REPEATING for node in graphs.operators(model.graph)):
         return model
     graph = model.edit()
+    plan = _read_unexpanded(graph, model.quant)
     for node in list(graphs.operators(graph)):
         if node.target in REWRITES:
             REWRITES[node.target](node)
     graph.recompile()
-    return replace(model, graph=graph)
+    return replace(model, graph=graph, quant=plan)
+
+
+def _read_unexpanded(graph: fx.GraphModule, plan: QuantPlan | None) -> QuantPlan | None:
+    """Let operators that broadcast read what is repeated for them; a planned range goes along, for the values are the same."""
+    ranges = {} if plan is None else dict(plan.activations)
+    for node in [n for n in graphs.operators(graph) if n.target in _REPEATING]:
+        x, own = node.args[0], ranges.get(node.name)
+        assert isinstance(x, fx.Node)
+        if own is not None and ranges.get(x.name, own) != own:
+            continue
+        for user in list(node.users):
+            whole = [n for n in user.all_input_nodes if n is not node and n.meta["val"].shape == user.meta["val"].shape]
+            if user.target in _BROADCASTING and whole:
+                user.replace_input_with(node, x)
+                if own is not None:
+                    ranges[x.name] = own
+        if not node.users:
+            graph.graph.erase_node(node)
+    return None if plan is None else replace(plan, activations=ranges)
+
+
+_REPEATING = frozenset({aten.broadcast_to.default, aten.expand.default, aten.expand_as.default})
+_BROADCASTING = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor})
 
 
 def _mean(node: fx.Node) -> None:
@@ -88,6 +116,40 @@ def _greatest(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
+def _patches(node: fx.Node) -> None:
+    """Patches that touch and do not overlap (``unfold``), as a view of the image: (n, c, rows, y, columns, x) to (n, c y x, rows columns)."""
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    tiles = _tiles(node, x.meta["val"].shape, node.args[1:])
+    if tiles is not None:
+        batch, channels, (rows, columns), (height, width) = tiles
+        _permuted(node, (batch, channels, rows, height, columns, width), (0, 1, 3, 5, 2, 4), (batch, channels * height * width, rows * columns))
+
+
+def _image_of_patches(node: fx.Node) -> None:
+    """The way back (``fold``)."""
+    tiles = _tiles(node, node.meta["val"].shape, node.args[2:])
+    if tiles is not None:
+        batch, channels, (rows, columns), (height, width) = tiles
+        _permuted(node, (batch, channels, height, width, rows, columns), (0, 1, 4, 2, 5, 3), (batch, channels, rows * height, columns * width))
+
+
+def _tiles(node: fx.Node, shape: torch.Size, given: tuple[Any, ...]) -> tuple[int, int, tuple[int, int], tuple[int, int]] | None:
+    """Batch, channels, how many tiles the image of ``shape`` has and their size; None where ``given`` does not cut it into tiles exactly."""
+    kernel, dilation, padding, stride = given
+    exact = list(kernel) == list(stride) and set(dilation) == {1} and not any(padding) and not node.kwargs and len(shape) == 4
+    if not exact or shape[2] % kernel[0] or shape[3] % kernel[1]:
+        return None
+    return graphs.any_batch(shape[0]), int(shape[1]), (shape[2] // kernel[0], shape[3] // kernel[1]), (kernel[0], kernel[1])
+
+
+def _permuted(node: fx.Node, parts: tuple[int, ...], order: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Make ``node`` a view of its first argument: as ``parts``, in another order, as ``shape``."""
+    with node.graph.inserting_before(node):
+        moved = _added(node, aten.permute.default, _added(node, aten.reshape.default, node.args[0], list(parts)), list(order))
+    node.target, node.args = aten.reshape.default, (moved, list(shape))
+
+
 def _filled(node: fx.Node) -> None:
     """Zeros or ones, by the operator that fills with any number."""
     value = 1 if node.target is aten.ones.default else 0
@@ -106,8 +168,10 @@ def _added(node: fx.Node, target: Any, *args: Any) -> fx.Node:
 REWRITES: dict[Any, Callable[[fx.Node], None]] = {
     aten.adaptive_avg_pool1d.default: _mean,
     aten.avg_pool2d.default: _mean_of_image,
+    aten.col2im.default: _image_of_patches,
     aten.conv1d.padding: _explicit_padding,
     aten.conv2d.padding: _explicit_padding,
+    aten.im2col.default: _patches,
     aten.linalg_vector_norm.default: _root_of_squares,
     aten.max.dim: _greatest,
     aten.ones.default: _filled,

@@ -16,6 +16,8 @@ aten = torch.ops.aten
 
 PLAN_NAME = "edgesmith_plan_name"
 """Key in a node's ``meta``: the plan's name of the tensor that this node repeats in another shape."""
+PLAN_ALIASES = "edgesmith_plan_aliases"
+"""Likewise: the plan's names of what copied this node's tensor and is gone."""
 
 _CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding})
 _TRANSPOSED = frozenset({aten.conv_transpose2d.input})
@@ -92,8 +94,8 @@ def result(node: fx.Node, plan: QuantPlan) -> fx.Node:
 
 
 def planned_range(tensor: fx.Node, plan: QuantPlan) -> TensorRange | None:
-    """The range of ``tensor``: its own, or that of the padding after it, which adds only zeros."""
-    names = [str(tensor.meta.get(PLAN_NAME, tensor.name)), *(u.name for u in tensor.users if u.target in _PADDING)]
+    """The range of ``tensor``: its own, that of a copy, or that of the padding after it, which adds only zeros."""
+    names = [str(tensor.meta.get(PLAN_NAME, tensor.name)), *tensor.meta.get(PLAN_ALIASES, ()), *(u.name for u in tensor.users if u.target in _PADDING)]
     return next((plan.activations[name] for name in names if name in plan.activations), None)
 
 

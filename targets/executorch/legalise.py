@@ -20,8 +20,9 @@ from edgesmith.compiler.errors import DefectError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.quantplan import QuantPlan, Scheme
 from edgesmith.targets.executorch import constraints
-from edgesmith.targets.executorch.rewrites import rewrite_in_place, rewrite_into_delegate
+from edgesmith.targets.executorch.rewrites import products_as_linear, rewrite_in_place, rewrite_into_delegate
 
+aten = torch.ops.aten
 _INT8 = (-128, 127, torch.int8)
 _WEIGHT_INT8 = (-127, 127, torch.int8)
 _EPSILON = 2.0**-23
@@ -39,7 +40,8 @@ def legalise(model: Model) -> tuple[Model, tuple[Diagnostic, ...]]:
     """
     graph = model.edit()
     rewrite_in_place(graph)
-    diagnostics = _Quantiser(graph, model.quant).run() if model.quant is not None else ()
+    plan = products_as_linear(graph, model.quant)
+    diagnostics = _Quantiser(graph, plan).run() if plan is not None else ()
     rewrite_into_delegate(graph)
     return model.with_graph(graph), diagnostics
 
@@ -119,14 +121,30 @@ class _Quantiser:
     def _make_dynamic(self, nodes: list[fx.Node]) -> None:
         """Let each of ``nodes`` read its input through parameters chosen at run time."""
         for node in nodes:
-            x = node.args[0]
-            assert isinstance(x, fx.Node)
+            x = self._flattened(node)
             with self._module.graph.inserting_before(node):
                 chosen = self._call(self._ops.choose_qparams.tensor, (x, -128, 127, _EPSILON, torch.int8), node)
                 parameters = (self._call(operator.getitem, (chosen, 0), node), self._call(operator.getitem, (chosen, 1), node), *_INT8)
                 quantized = self._call(self._ops.quantize_per_tensor.tensor, (x, *parameters), node)
                 dequantized = self._call(self._ops.dequantize_per_tensor.tensor, (quantized, *parameters), node)
             node.replace_input_with(x, dequantized)
+
+    def _flattened(self, node: fx.Node) -> fx.Node:
+        """What ``node`` reads, as a matrix if it is a product of images, whose memory order XNNPACK's partitioner changes behind the quantization otherwise."""
+        x, whole = node.args[0], node.meta["val"]
+        assert isinstance(x, fx.Node)
+        if node.target is not aten.linear.default or whole.dim() != 4:
+            return x
+        rows = x.meta["val"].flatten(0, 2)
+        with self._module.graph.inserting_before(node):
+            matrix = self._call(aten.reshape.default, (x, [-1, rows.shape[1]]), x)
+        node.replace_input_with(x, matrix)
+        with self._module.graph.inserting_after(node):
+            image = self._call(aten.reshape.default, (node, [graphs.any_batch(whole.shape[0]), *whole.shape[1:]]), node)
+        node.replace_all_uses_with(image, delete_user_cb=lambda user: user is not image)
+        for made, value in ((matrix, rows), (node, whole.flatten(0, 2)), (image, whole)):
+            made.meta["val"] = value
+        return matrix
 
     def _quantize_weight(self, node: fx.Node) -> None:
         kernel = constraints.weight(node)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
-from edgesmith.targets.executorch.constraints import PLAN_NAME
+from edgesmith.compiler.quantplan import QuantPlan
+from edgesmith.compiler.weighted import LINEARS, weighted
+from edgesmith.targets.executorch.constraints import PLAN_ALIASES, PLAN_NAME
 
 aten = torch.ops.aten
 
@@ -29,8 +32,10 @@ def rewrite_in_place(graph: fx.GraphModule) -> None:
         elif bounds is not None and all(map(math.isfinite, bounds)):
             node.target, node.args, node.kwargs = aten.hardtanh.default, (node.args[0], *bounds), {}
         elif node.target in _IDENTITIES and not node.kwargs:
-            assert isinstance(node.args[0], fx.Node)
-            node.replace_all_uses_with(node.args[0])
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            source.meta[PLAN_ALIASES] = (*source.meta.get(PLAN_ALIASES, ()), node.name, *node.meta.get(PLAN_ALIASES, ()))
+            node.replace_all_uses_with(source)
             graph.graph.erase_node(node)
         elif node.target is aten.view.default:
             node.target = aten.reshape.default  # other rewrites change strides, which a view depends on
@@ -38,6 +43,29 @@ def rewrite_in_place(graph: fx.GraphModule) -> None:
             _keep_dimensions(graph, node)
         elif node.target is aten.max_pool2d.default and not (*node.args[2:], ())[0]:
             node.args = (*node.args[:2], node.args[1], *node.args[3:])  # XNNPACK's partitioner reads the stride, also where it is left out
+
+
+def products_as_linear(graph: fx.GraphModule, plan: QuantPlan | None) -> QuantPlan | None:
+    """Write products with a weight by input channel (``addmm``, ``mm``, ``matmul``) as ``linear``, which has more kernels; the plan to match."""
+    grids, made = {} if plan is None else dict(plan.weights), set()
+    for node in list(graphs.operators(graph)):
+        kind = weighted(node)
+        if kind is None or node.target not in LINEARS or kind.axis != 1 or node.kwargs:
+            continue
+        weight, bias = kind.argument(node, kind.weight), kind.argument(node, kind.bias)
+        if weight is None or weight.op != "get_attr" or not (bias is None or (bias.op == "get_attr" and bias.meta["val"].dim() == 1)):
+            continue
+        name = str(weight.target)
+        if name not in made:
+            made.add(name)
+            graphs.add_tensor(graph, f"{name}_transposed", graphs.tensor(graph, name).detach().t().contiguous())
+        with graph.graph.inserting_before(node):
+            transposed = graph.graph.get_attr(f"{name}_transposed")
+        transposed.meta["val"] = weight.meta["val"].t()
+        node.target, node.args = aten.linear.default, (kind.argument(node, kind.activation), transposed, *([] if bias is None else [bias]))
+        if name in grids:
+            grids[f"{name}_transposed"] = replace(grids[name], axis=0)
+    return None if plan is None else replace(plan, weights=grids)
 
 
 _IDENTITIES = frozenset({aten.alias.default, aten.clone.default, aten.contiguous.default, aten.dropout.default, aten.feature_dropout.default})
@@ -52,7 +80,7 @@ def _keep_dimensions(graph: fx.GraphModule, node: fx.Node) -> None:
     node.args = (x, dims, True)
     node.meta["val"] = flat[:, :, None, None]
     with graph.graph.inserting_after(node):
-        view = graph.graph.call_function(aten.reshape.default, (node, [-1 if batch % graphs.BATCH == 0 else batch, channels]))
+        view = graph.graph.call_function(aten.reshape.default, (node, [graphs.any_batch(batch), channels]))
     view.meta.update({"source": graphs.source(node), "val": flat, PLAN_NAME: node.name})
     node.replace_all_uses_with(view, delete_user_cb=lambda user: user is not view)
 

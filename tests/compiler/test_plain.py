@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgesmith import Model, targets
+from edgesmith import Model, PassContext, Pipeline, targets
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.data import Data, Split
 from edgesmith.compiler.instruments import flat_outputs
 from edgesmith.compiler.lowering import Lowering
 from edgesmith.compiler.plain import REWRITES, plain
@@ -23,6 +25,8 @@ CASES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "convolution that does not pad": lambda x: F.conv1d(x, torch.ones(2, 4, 3), stride=2, padding="valid"),
     "mean of an image by a window beyond it": lambda x: F.avg_pool2d(x[:, None], 16, 16, ceil_mode=True),
     "mean of planes without channels by a window beyond them": lambda x: F.avg_pool2d(x, 16, 16, ceil_mode=True),
+    "patches": lambda x: F.unfold(x.view(-1, 2, 4, 4), (2, 4), stride=(2, 4)),
+    "image of patches": lambda x: F.fold(x.reshape(-1, 8, 4), (2, 8), (1, 4), stride=(1, 4)),
     "mean of a sequence": lambda x: F.adaptive_avg_pool1d(x, 1),
 }
 
@@ -62,7 +66,41 @@ def test_every_runtime_computes_them(model: Model, target: str, tmp_path: Path) 
     assert artifact.source_fingerprint == model.fingerprint
 
 
-def test_other_norms_and_pools_are_left_alone() -> None:
-    module = After(lambda x: F.adaptive_avg_pool1d(x, 2) + x.norm(p=3, dim=-1, keepdim=True))
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.adaptive_avg_pool1d(x, 2) + x.norm(p=3, dim=-1, keepdim=True),
+        lambda x: F.unfold(x.view(-1, 2, 4, 4), 3, stride=1),
+        lambda x: F.unfold(x.view(-1, 2, 4, 4), 3, stride=3),
+        lambda x: F.unfold(x.view(-1, 2, 4, 4), 2, stride=2, padding=1),
+        lambda x: F.fold(x.reshape(-1, 8, 4), (3, 3), 2, stride=1),
+    ],
+)
+def test_other_norms_pools_and_patches_are_left_alone(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    module = After(function)
     model = Model.from_module(module, (torch.randn(2, 4, 8),))
     assert [n.target for n in graphs.operators(plain(model).graph)] == [n.target for n in graphs.operators(model.graph)]
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        key, value = self.first(x).chunk(2, dim=1)
+        return self.last(value.relu() * key.sum(-1, keepdim=True).expand_as(value))
+
+
+@pytest.mark.parametrize("target", targets)
+@pytest.mark.parametrize("passes", ["fold-constants", "quantize{scheme=static}"])
+def test_what_broadcasts_reads_what_was_repeated_for_it(passes: str, target: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(64, 8, 4, 16)
+    split = Split((images.numpy(),), np.zeros(64, np.int64))
+    model = Model.from_module(Gated().eval(), (images[:2],))
+    model = Pipeline.parse(passes).run(model, PassContext(data=Data(split, split, split).for_passes()))
+    (repeated,) = (n.name for n in graphs.operators(model.graph) if "expand" in n.name)
+    assert repeated not in shapes(plain(model))
+    artifact = Lowering(tmp_path, (images[:4],)).artifact(model, targets[target])
+    assert not [d for d in artifact.diagnostics if "mul" in d.message]

@@ -12,7 +12,6 @@ from architectures import ALWAYS, SLOW, built, samples
 from edgesmith import Pipeline
 from edgesmith.compiler import registry
 from edgesmith.compiler.data import Data, Split
-from edgesmith.compiler.errors import NumericsError, RunnerError, UnsupportedError
 from edgesmith.compiler.forms import forms, schemes
 from edgesmith.compiler.instruments import fixed_inputs
 from edgesmith.compiler.lowering import Lowering
@@ -20,24 +19,11 @@ from edgesmith.compiler.passbase import PassContext
 from edgesmith.compiler.quantplan import Scheme
 
 SAMPLES = 32
-OPEN = {
-    "FocalNetForImageClassification": "XNNPACK's partitioner wants both or none of a convolution's input and weight quantized",
-    "MobileViTV2ForImageClassification": "LiteRT's converter refuses a product's shapes; ExecuTorch's float file is off by 0.5 %, its INT8 file does not load",
-}
-"""What does not lower yet in one form or another, and how it is refused."""
-
-REFUSALS = (UnsupportedError, NumericsError, RunnerError)
-FLOAT_THERE = {("GPT2LMHeadModel", "executorch"): "its products are addmm, with weights by input channel, which the target leaves in float and names"}
-
-
-def refused(name: str) -> pytest.MarkDecorator:
-    """It must be refused: neither a crash nor success is expected."""
-    return pytest.mark.xfail(strict=True, raises=REFUSALS, reason=OPEN[name])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=refused(n)) if n in OPEN else n for n in ALWAYS | SLOW])
+@pytest.mark.parametrize("name", [*ALWAYS, *SLOW])
 def test_it_quantizes_and_lowers_to_every_target(name: str, tmp_path: Path) -> None:
     """``Lowering`` compares each file, run in its runtime, with the graph or with what the plan says."""
     twin = Pipeline.parse("fold-batch-norm,fold-constants").run(built(name))
@@ -55,4 +41,4 @@ def test_it_quantizes_and_lowers_to_every_target(name: str, tmp_path: Path) -> N
             file = lowering.artifact(one, registry.target(target))
             planned = {path for path, scheme in schemes(one).items() if scheme is not Scheme.FLOAT}
             honoured = planned - {d.where for d in file.diagnostics}
-            assert bool(honoured) != ((name, target) in FLOAT_THERE), f"{target}: of {form} {len(honoured)} of {len(planned)} operators are on integers"
+            assert honoured, f"{target}: of {form} {len(honoured)} of {len(planned)} operators are on integers"

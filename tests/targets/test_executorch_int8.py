@@ -10,14 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.data import PassData, Split
 from edgesmith.compiler.diagnostics import Severity
 from edgesmith.compiler.errors import DefectError
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.passbase import PassContext
 from edgesmith.compiler.quantplan import QuantPlan, Scheme, TensorRange, WeightGrid
 from edgesmith.compiler.simulate import DynamicGrid, simulated
 from edgesmith.compiler.target import Artifact
 from edgesmith.compiler.testing import TinyTransformer, tiny_model
 from edgesmith.kernels.affine import activation_grid, ends, fake_quantize, weight_grid
+from edgesmith.passes.quantize.quantize import Quantize
 from edgesmith.targets.executorch import ExecuTorch
 from edgesmith.targets.executorch.legalise import legalise
 from edgesmith.targets.executorch.runner import Session
@@ -231,3 +234,30 @@ def test_a_padding_behind_an_int8_operator_runs_in_int8(tmp_path: Path) -> None:
     artifact = ExecuTorch().lower(planned, tmp_path)
     assert artifact.diagnostics == ()
     assert max(float(np.abs(got - wanted).max() / np.abs(wanted).max()) for got, wanted in outputs(planned, artifact)) < 0.01
+
+
+class Tokens(nn.Module):
+    """Products that read images, behind a copy into another order of memory, and one with a weight by input channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.table = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.second((x * x).permute(0, 2, 3, 1).contiguous()) @ self.table
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_products_of_images_run_in_int8(scheme: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = torch.randn(32, 3, 12, 12)
+    split = Split((data.numpy(),), np.zeros(32, np.int64))
+    model = Model.from_module(Tokens().eval(), (data[:2],))
+    planned = Quantize(scheme=scheme).run(model, PassContext(data=PassData(split, split))).model
+    products = {n.name for n in graphs.operators(planned.graph) if n.target in {aten.linear.default, aten.matmul.default}}
+    assert len(products) == 2
+    assert {planned.quant.scheme(name).value for name in products} == {scheme}
+    artifact = ExecuTorch().lower(planned, tmp_path)
+    assert not [d for d in artifact.diagnostics if "linear" in d.message or "matmul" in d.message]
+    assert max(float(np.abs(got - wanted).max() / np.abs(wanted).max()) for got, wanted in outputs(planned, artifact)) < 0.02

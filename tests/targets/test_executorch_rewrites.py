@@ -19,6 +19,7 @@ class Only(nn.Module):
         super().__init__()
         self.function = function
         self.gain, self.shift = nn.Parameter(torch.rand(WIDTH) + 0.5), nn.Parameter(torch.randn(WIDTH))
+        self.table, self.square = nn.Parameter(torch.randn(WIDTH, 5)), nn.Parameter(torch.randn(WIDTH, WIDTH))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.function(self, x)
@@ -45,6 +46,10 @@ CASES: dict[str, tuple[Callable[..., torch.Tensor], tuple[int, ...], list[str]]]
     "layer_norm_plain": (lambda s, x: F.layer_norm(x, (WIDTH,)), (4, WIDTH), ["linear", "sub", "mul", "linear", "add", "rsqrt", "mul"]),
     "layer_norm_two": (lambda s, x: F.layer_norm(x, (4, WIDTH)), (4, WIDTH), ["layer_norm"]),
     "pool": (lambda s, x: F.max_pool2d(x, 2), (3, 4, 4), ["max_pool2d"]),
+    "product": (lambda s, x: x @ s.table, (4, WIDTH), ["linear"]),
+    "addmm": (lambda s, x: torch.addmm(s.shift[:5].clone(), x, s.table), (WIDTH,), ["addmm"]),
+    "addmm_parameters": (lambda s, x: torch.addmm(s.shift, x, s.square), (WIDTH,), ["linear"]),
+    "addmm_scaled": (lambda s, x: torch.addmm(s.shift, x, s.square, alpha=2), (WIDTH,), ["addmm"]),
     "masked": (lambda s, x: F.scaled_dot_product_attention(x, x, x, torch.ones(4, 4).tril() > 0), (2, 4, WIDTH), ["scaled_dot_product_attention"]),
 }
 
