@@ -55,7 +55,7 @@ def test_values_and_names_stay(model: Model) -> None:
     written = plain(model)
     assert any(node.target in REWRITES for node in graphs.operators(model.graph))
     assert not any(node.target in REWRITES for node in graphs.operators(written.graph))
-    assert shapes(model).items() <= shapes(written).items()
+    assert all("expand" in name for name, _ in shapes(model).items() - shapes(written).items())
     for ours, theirs in zip(flat_outputs(written, inputs), flat_outputs(model, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
