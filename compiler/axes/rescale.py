@@ -10,7 +10,7 @@ Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes.analysis import Axes
-from edgesmith.compiler.axes.axes import Axis, Term, leaves, resolve, size
+from edgesmith.compiler.axes.axes import Term, leaves, resolve, size
 from edgesmith.compiler.axes.groups import labels
 from edgesmith.compiler.axes.op import Shape, arguments, get_argument
 from edgesmith.compiler.weighted import CONVOLUTIONS, Weighted, weighted
@@ -52,6 +52,7 @@ _THROUGH: frozenset[object] = frozenset(
         aten.pad.default,
         aten.permute.default,
         aten.relu.default,
+        aten.repeat_interleave.self_int,
         aten.reshape.default,
         aten.squeeze.default,
         aten.squeeze.dim,
@@ -77,6 +78,7 @@ _POOLS: Mapping[object, int] = MappingProxyType(
 _PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
 _SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
 _PRODUCTS = frozenset({aten.mul.Tensor, aten.div.Tensor})
+_MIXTURES = frozenset({aten.bmm.default, aten.matmul.default, aten.mm.default})
 _NORMS = frozenset({aten.batch_norm.default, aten.group_norm.default, aten.instance_norm.default, aten.layer_norm.default, aten.rms_norm.default})
 
 
@@ -247,6 +249,8 @@ class _Flow:
             return set(node.args) == set(inputs) and self._join(node, *inputs)
         if node.target in _PRODUCTS:
             return self._product(node, inputs)
+        if node.target in _MIXTURES:
+            return self._mixture(node, inputs)
         if node.target is aten.scaled_dot_product_attention.default:
             value = node.args[2]
             self._fix(*(a for a in inputs if a is not value))
@@ -262,7 +266,7 @@ class _Flow:
         return bool(mixed) and shape is not None and any(leaf in self._key for term in shape[-mixed:] for leaf in leaves(term))
 
     def _product(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
-        """A gate, a gain or a number times the channels: the factor of the larger operand goes through, the other has none."""
+        """A gate, a gain or a number times the channels: the factor of one operand goes through, the other has none."""
         if not inputs or (node.target is aten.div.Tensor and inputs[0] is not node.args[0]):
             return False
         gain = self._diagonal(node)
@@ -272,11 +276,20 @@ class _Flow:
             self._join(node, node)
             self._made.append((node, gain))
             return True
-        largest = max(inputs, key=lambda a: a.meta["val"].numel())
-        if largest.meta["val"].shape != node.meta["val"].shape or sum(a is largest for a in node.args) != 1:
+        whole = [a for a in inputs if a.meta["val"].shape == node.meta["val"].shape and sum(b is a for b in node.args) == 1]
+        if not whole:
             return False
-        self._fix(*(a for a in inputs if a is not largest))
-        return self._join(node, largest)
+        scaled = next((a for a in whole if not self._held(a)), whole[0])
+        self._fix(*(a for a in inputs if a is not scaled))
+        return self._join(node, scaled)
+
+    def _mixture(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
+        """Attention by a product of its weights and values: what one operand is not summed over keeps its factor, the other has none."""
+        left, right = node.args[:2]
+        shape = self._walk.shape(inputs[0]) if len(inputs) == 1 and left is not right else None
+        if shape is None or len(shape) < 2 or set(self._key) & set(leaves(shape[-1 if inputs[0] is left else -2])):
+            return False
+        return self._join(node, inputs[0])
 
     def _diagonal(self, node: fx.Node) -> Slice | None:
         """The parameter that ``node`` multiplies every channel by; it makes new channels of those that it reads, as a depthwise filter does."""
@@ -297,6 +310,10 @@ class _Flow:
             self._parent.setdefault(node, node)
             self._fixed.add(node)
 
+    def _held(self, node: fx.Node) -> bool:
+        """Whether something before or at ``node`` holds its channels as they are."""
+        return node not in self._parent or any(self._root(fixed) is self._root(node) for fixed in self._fixed)
+
     def _root(self, node: fx.Node) -> fx.Node:
         while self._parent[node] is not node:
             node = self._parent[node]
@@ -306,19 +323,12 @@ class _Flow:
 def _units(term: Term, key: Term) -> Units | None:
     """The index of ``key`` at each index of ``term``; None where it has none, or several.
 
-    A key of one axis may be any factor of the term; one of several must be all of it.
+    Every axis of the key must be in the term once, in any order and beside others: repeated heads of keys and values belong to the same channels.
     """
-    if tuple(term) == tuple(key):
-        return np.arange(size(key), dtype=np.int64)
-    if len(key) != 1:
+    found = [labels(term, axis) for axis in key]
+    if any(len(rows) != 1 or (rows < 0).any() for rows in found):
         return None
-    found = labels(term, _only(key))
-    return found[0] if len(found) == 1 and (found[0] >= 0).all() else None
-
-
-def _only(key: Iterable[Axis]) -> Axis:
-    (axis,) = key
-    return axis
+    return np.asarray(np.ravel_multi_index([rows[0] for rows in found], [axis.size for axis in key]), dtype=np.int64)
 
 
 def _gain(node: fx.Node) -> fx.Node | None:

@@ -64,6 +64,37 @@ class Scaled(nn.Module):
         return self.second(self.first(x) * self.gain)
 
 
+class GatedMlp(nn.Module):
+    """As in recent language models: the gate is another projection of the same input, before or behind what it gates."""
+
+    def __init__(self, gate_first: bool) -> None:
+        super().__init__()
+        self.gate, self.up, self.down, self.gate_first = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 5), gate_first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = F.silu(self.gate(x)), self.up(x)
+        return self.down(gate * up if self.gate_first else up * gate)
+
+
+class Attention(nn.Module):
+    """Attention written out, with fewer heads of keys and values than of queries."""
+
+    def __init__(self, groups: int, repeat: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+        super().__init__()
+        self.groups, self.repeat = groups, repeat
+        self.q, self.k, self.v, self.out = nn.Linear(6, 12), nn.Linear(6, 12 // groups), nn.Linear(6, 12 // groups), nn.Linear(12, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).view(x.shape[0], x.shape[1], -1, 3).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = (self.repeat(t, self.groups) for t in (k, v))
+        mixed = torch.matmul((q @ k.transpose(-1, -2)).softmax(-1), v)
+        return self.out(mixed.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
+
+
+def expanded(x: torch.Tensor, times: int) -> torch.Tensor:
+    return x[:, :, None].expand(*x.shape[:2], times, *x.shape[2:]).reshape(x.shape[0], -1, *x.shape[2:])
+
+
 class Barred(nn.Module):
     """Every way between the two layers is barred by ``between``."""
 
@@ -116,9 +147,14 @@ def where(chosen: tuple[Stretch, ...]) -> list[str]:
         (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 5)), (6,), ["0 -> 3.weight"]),
         (nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 5)), (6,), ["0 -> 1.weight"]),
         (nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 5, 1)), (3, 4, 4), ["1 -> 3.weight"]),
+        (GatedMlp(gate_first=True), (6,), ["up -> down.weight"]),
+        (GatedMlp(gate_first=False), (6,), ["up -> down.weight"]),
+        (Attention(1, lambda x, times: x), (4, 6), ["v -> out.weight"]),
+        (Attention(2, expanded), (4, 6), ["v -> out.weight"]),
+        (Attention(2, lambda x, times: x.repeat_interleave(times, 1)), (4, 6), ["v -> out.weight"]),
         (nn.Sequential(nn.ConvTranspose2d(3, 6, 2), nn.ReLU(), nn.ConvTranspose2d(6, 5, 2)), (3, 4, 4), ["0 -> 2.weight"]),
     ],
-    ids=["inverted", "flattened", "scaled", "mlp", "layer-norm", "group-norm", "transposed"],
+    ids=["inverted", "flattened", "scaled", "mlp", "layer-norm", "group-norm", "gated", "gated-behind", "attention", "grouped", "interleaved", "transposed"],
 )
 def test_stretches_are_found_and_the_function_stays(module: nn.Module, shape: tuple[int, ...], expected: list[str]) -> None:
     model = captured(module, *shape)
@@ -145,10 +181,11 @@ def test_a_scale_passes_by_the_gate_that_is_computed_from_it() -> None:
         lambda x: 1.0 / x,
         lambda x: F.pad(x[None, None], (0, 0, 1, 1), value=2.0)[0, 0, 1:-1],
         lambda x: x * x,
+        lambda x: (torch.ones(2, 3, 8) @ x[:, :, None] @ x[:, None])[:, 0],
         lambda x: F.layer_norm(x, (8,)),
         lambda x: F.max_pool1d(x[:, None], 3, 1, 1)[:, 0],
     ],
-    ids=["sigmoid", "gelu", "relu6", "shifted", "softmax", "inverse", "padded", "squared", "normed", "mixed"],
+    ids=["sigmoid", "gelu", "relu6", "shifted", "softmax", "inverse", "padded", "squared", "multiplied", "normed", "mixed"],
 )
 def test_what_a_factor_does_not_go_through_bars_it(between: Callable[[torch.Tensor], torch.Tensor]) -> None:
     assert stretches(Axes.of(captured(Barred(between), 6))) == ()
