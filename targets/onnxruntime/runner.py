@@ -37,7 +37,8 @@ class Session:
     and on a machine with fewer free cores than threads it makes every run slower.
 
     8-bit products are summed exactly: without VNNI, x86 kernels for unsigned by signed bytes saturate at 16 bits, and
-    ``session.x64quantprecision`` makes the runtime choose unsigned weights there. It changes nothing on other processors.
+    ``session.x64quantprecision`` makes the runtime choose unsigned weights. With VNNI there is nothing to mend, and the choice would cost the kernels
+    for signed weights, which are up to twice as fast.
     """
 
     def __init__(self, path: str, threads: int) -> None:
@@ -60,8 +61,15 @@ def _options(threads: int) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not _has_vnni():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def _has_vnni() -> bool:
+    """Whether this processor is known to add up products of bytes in 32 bits."""
+    features = Path("/proc/cpuinfo")
+    return features.is_file() and "vnni" in features.read_text()
 
 
 def _session(model: str | bytes, options: Any) -> Any:
