@@ -29,7 +29,7 @@ from edgesmith.compiler.profile.protocol import compare
 from edgesmith.compiler.profile.session import open_session
 from edgesmith.compiler.progress import silent
 from edgesmith.compiler.target import Artifact, Target
-from edgesmith.passes.quantize.calibrate import calibration_batches
+from edgesmith.passes.observe.batches import calibration_batches
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FILES = (EXAMPLES / "digits" / "edgesmith.toml", EXAMPLES / "grocery" / "efficientnet.toml")

@@ -16,6 +16,7 @@ from edgesmith.compiler.axes import Axes, Member, PruneGroup
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
+from edgesmith.passes.prune.obs import obs
 from edgesmith.passes.train.forward import as_tensors, batch_size, flat, learnable, rows
 
 Scores = dict[str, torch.Tensor]
@@ -123,6 +124,7 @@ def sum_over_units(group: PruneGroup, found: list[tuple[Member, nn.Parameter]], 
 
 IMPORTANCES: Mapping[str, Importance] = MappingProxyType(
     {
+        "obs": Importance(True, obs),
         "taylor": Importance(True, fisher),
         "l2": Importance(False, magnitude(2)),
         "l1": Importance(False, magnitude(1)),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,7 +17,9 @@ from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
 from edgesmith.compiler.suggest import did_you_mean
+from edgesmith.passes.observe.batches import calibration_batches
 from edgesmith.passes.prune.importance import IMPORTANCES, Scores
+from edgesmith.passes.prune.reconstruct import Refit, reconstructed
 
 _ALWAYS = frozenset({"channels", "hidden", "heads"})
 
@@ -25,11 +29,12 @@ class Prune(Pass):
     """Remove the share ``ratio`` of the units of every group that may go: channels, hidden units, whole attention heads.
 
     ``heads`` is the share of heads where it is another one; ``head_dim`` and ``residual`` let the width of the heads and of the residual
-    stream go too. ``importance`` says which units stay: ``taylor`` (needs data, no labels), ``l2`` or ``l1``. ``exclude`` holds source paths
+    stream go too. ``importance`` says which units stay: ``taylor`` or ``obs`` (need data, no labels), ``l2`` or ``l1``. ``exclude`` holds source paths
     or patterns (``blocks.0``, ``*.fc1``) of layers that keep their units. Where two groups of a kind multiply (key heads by repeats,
     convolution groups by width) only the larger is cut. A group keeps at least ``least`` units, and channels and hidden units
-    a multiple of ``round_to``. ``samples`` is how many training samples an importance looks at. Every removal is proved: the pruned model
-    equals the unpruned one with the same units dead.
+    a multiple of ``round_to``. Every removal is proved: the pruned model equals the unpruned one with the same units dead. Then, with
+    ``reconstruct``, which needs data, the layers that read what was pruned are fitted by least squares to what they gave, and batch norms take new
+    statistics. ``samples`` is how many training samples the importance and the fit look at.
     """
 
     name: ClassVar[str] = "prune"
@@ -44,6 +49,7 @@ class Prune(Pass):
     round_to: int = 1
     least: int = 1
     samples: int = 256
+    reconstruct: bool = False
 
     def __post_init__(self) -> None:
         for option, value in (("ratio", self.ratio), ("heads", self.heads)):
@@ -91,7 +97,12 @@ class Prune(Pass):
         ctx.progress(2, 3, "prove the removal")
         difference = prove(model, pruned, removals, axes=axes)
         ctx.progress(3, 3, f"proved, relative difference {difference:.1e}")
-        return PassResult(pruned, True, (*axes.diagnostics, *_summary(groups, counts)))
+        remarks = (*axes.diagnostics, *_summary(groups, counts))
+        if self.reconstruct:
+            split = ctx.need_data("prune{reconstruct=true}").train
+            pruned, fits = reconstructed(axes, pruned, removals, partial(calibration_batches, model, split, self.samples, ctx.seed))
+            remarks += tuple(_fits(fits))
+        return PassResult(pruned, True, remarks)
 
     def _chosen(self, axes: Axes) -> list[PruneGroup]:
         kinds = _ALWAYS | ({"residual"} if self.residual else set()) | ({"head_dim"} if self.head_dim else set())
@@ -162,3 +173,10 @@ def _summary(groups: Sequence[PruneGroup], counts: dict[str, int]) -> Iterable[D
         of_kind[group.kind] += 1
     for kind in sorted(total):
         yield Diagnostic(Severity.INFO, "prune.removed", "", f"{gone[kind]} of {total[kind]} {kind} removed, in {of_kind[kind]} groups")
+
+
+def _fits(fits: Sequence[Refit]) -> Iterable[Diagnostic]:
+    if fits:
+        before, after = (statistics.median(values) for values in ([f.before for f in fits], [f.after for f in fits]))
+        message = f"{len(fits)} layers refitted; median error of their outputs on samples held out {before:.3g} before, {after:.3g} after"
+        yield Diagnostic(Severity.INFO, "prune.reconstructed", "", message)

@@ -4,7 +4,7 @@ Equalization and Bias Correction, ICCV 2019, section 4.2; here measured on data)
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from torch import fx, nn
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.weighted import LINEARS, Weighted
+from edgesmith.passes.observe.visit import Look, visit
 from edgesmith.passes.quantize.schemes import Candidates
-from edgesmith.passes.quantize.visit import Look, visit
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +43,8 @@ class _Shift:
     node: fx.Node
     kind: Weighted
     after: fx.GraphModule
-    means: list[Floats] = field(default_factory=list)
+    count: int = 0
+    sums: tuple[Floats, Floats] = (np.zeros(()), np.zeros(()))
 
     def look(self) -> Look:
         """What adds up the error of this operator's results, by channel."""
@@ -56,16 +57,18 @@ class _Shift:
             given[self.kind.weight] = rounded
             added = self.node.target(*given, **kwargs) - result  # type: ignore[operator]
             per_channel = added.double().movedim(channel, 1)
-            self.means.append(per_channel.reshape(*per_channel.shape[:2], -1).mean(2).numpy())
+            means = per_channel.reshape(*per_channel.shape[:2], -1).mean(2).numpy()
+            self.count += len(means)
+            self.sums = self.sums[0] + means.sum(0), self.sums[1] + np.square(means).sum(0)
 
         return look
 
     def apply(self) -> bool:
         """Take the mean off the bias, less what of it may be chance: m becomes m (1 - e^2 / m^2), e the standard error of m over samples."""
-        seen = np.concatenate(self.means)
-        if len(seen) < 2:
+        if self.count < 2:
             return False
-        mean, error = seen.mean(0), seen.std(0, ddof=1) / np.sqrt(len(seen))
+        mean, squares = (total / self.count for total in self.sums)
+        error = np.sqrt(np.maximum(squares - mean**2, 0) / (self.count - 1))
         kept = np.where(np.abs(mean) > error, mean - error**2 / np.where(mean == 0, 1, mean), 0.0)
         bias = self.kind.argument(self.node, self.kind.bias)
         assert bias is not None

@@ -10,7 +10,7 @@ from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.errors import SpecError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
-from edgesmith.passes.quantize.calibrate import calibration_batches, told
+from edgesmith.passes.observe.batches import calibration_batches, told
 from edgesmith.passes.quantize.outliers import equalise
 from edgesmith.passes.quantize.schemes import SCHEMES, assign, candidates
 from edgesmith.passes.quantize.weights import refuse_not_finite

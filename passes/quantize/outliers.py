@@ -26,8 +26,8 @@ from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.simulate import fake_quantize, fake_quantize_tensor
 from edgesmith.compiler.weighted import LINEARS, Weighted, weighted
 from edgesmith.kernels.affine import activation_grid
+from edgesmith.passes.observe.visit import Look, merged, visit
 from edgesmith.passes.quantize.calibrate import JUDGED_BATCHES, not_finite
-from edgesmith.passes.quantize.visit import Look, merged, visit
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Candidates for the share of the magnitude that goes from the activation to the weight, beside leaving both as they are."""

@@ -22,8 +22,9 @@ from edgesmith.compiler.spread import Schemes
 from edgesmith.compiler.weighted import CONVOLUTIONS
 from edgesmith.kernels.affine import ends
 from edgesmith.kernels.ranges import Histogram
+from edgesmith.passes.observe.batches import calibration_batches, told
 from edgesmith.passes.quantize.bias import correct_biases
-from edgesmith.passes.quantize.calibrate import JUDGED_BATCHES, calibration_batches, histograms, told
+from edgesmith.passes.quantize.calibrate import JUDGED_BATCHES, histograms
 from edgesmith.passes.quantize.grids import grid_groups
 from edgesmith.passes.quantize.refit import refit
 from edgesmith.passes.quantize.schemes import SCHEMES, Candidates, assign, candidates

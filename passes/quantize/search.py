@@ -20,8 +20,8 @@ from edgesmith.compiler.quantplan import Scheme
 from edgesmith.compiler.simulate import fake_quantize
 from edgesmith.kernels.affine import EMPTY_RANGE_SCALE, Grid, activation_grid
 from edgesmith.kernels.ranges import SEARCHES, Histogram, minmax, percentile
+from edgesmith.passes.observe.visit import Look, merged, visit
 from edgesmith.passes.quantize.grids import GridGroup
-from edgesmith.passes.quantize.visit import Look, merged, visit
 
 AUTO = "auto"
 DEFAULT = "mse"

@@ -1,0 +1,153 @@
+"""Importance by what a unit's removal costs after the weights that stay have made up for it as well as they can.
+
+The optimal brain surgeon for structures: with the inputs' covariance C and the weights W of what reads the units, removing the columns I costs
+tr(W_I (C^-1_II)^-1 W_I') at least, and what is left is the same problem again (Hassibi and Stork, NIPS 1992, section 2; in blocks: Kurtić et al.,
+ZipLM, NeurIPS 2023, section 3.1). A unit that others can stand in for is cheap however large its weights are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from edgesmith.compiler.axes import Axes, PruneGroup
+from edgesmith.compiler.errors import UnsupportedError
+from edgesmith.compiler.passbase import PassContext
+from edgesmith.passes.observe.batches import calibration_batches
+from edgesmith.passes.observe.inputs import Moments, gathered
+from edgesmith.passes.prune.readers import Indices, Reader, covariance, readers
+
+MOST_BYTES = 2**30
+"""Of the products of inputs that are gathered at a time."""
+DAMPING = 1e-5
+"""Of the mean variance of the inputs, added to each."""
+AT_ONCE, CHOICE = 32, 4
+"""Units are taken out of the whole matrices in parts of at most so many, and within a part one by one from so many times as many of the cheapest."""
+
+
+def obs(axes: Axes, groups: Sequence[PruneGroup], ctx: PassContext, samples: int) -> dict[str, torch.Tensor]:
+    """For each unit: the error of its group's readers, relative to their outputs and added up, when it and all cheaper ones are gone.
+
+    Raises:
+        UnsupportedError: no linear layer or convolution with a weight of its own reads a group.
+    """
+    split = ctx.need_data("prune{importance=obs}").train
+    found = readers(axes, groups)
+    of_group = {group.name: [name for name, reader in found.items() if group.name in reader.units] for group in groups}
+    for name, weights in of_group.items():
+        if not weights:
+            raise UnsupportedError(
+                f"importance=obs cannot score {name}",
+                where=name,
+                why="no linear layer or convolution with a weight of its own reads it",
+                hint="exclude it, or use importance=taylor",
+            )
+
+    batches = partial(calibration_batches, axes.model, split, samples, ctx.seed)
+    scores: dict[str, torch.Tensor] = {}
+    known: dict[str, Moments] = {}
+    for wave in gathered(axes.model.graph, [reader.inputs for reader in found.values()], batches, MOST_BYTES):
+        known |= {one.weight: one.parts[0] if len(one.parts) < 2 else one.parts[0] + one.parts[1] for one in wave}
+        for group in groups:
+            weights = of_group[group.name]
+            if group.name not in scores and set(weights) <= set(known):
+                problems = [p for name in weights for p in _problems(axes, found[name], known[name], group)]
+                scores[group.name] = eliminated(problems, group.size)
+        waiting = {name for group in groups if group.name not in scores for name in of_group[group.name]}
+        known = {name: moments for name, moments in known.items() if name in waiting}
+    return scores
+
+
+def _problems(axes: Axes, reader: Reader, moments: Moments, group: PruneGroup) -> Iterator[Problem]:
+    units = reader.along(reader.units[group.name])
+    for number, weight in enumerate(reader.matrices(axes.model.graph)):
+        yield Problem.of(covariance(moments, number, centred=reader.bias() is not None), weight, units, group.size)
+
+
+@dataclass
+class Problem:
+    """What one reader makes of its inputs: ``weight`` (outputs, d) and the inverse of their covariance (d, d), and the columns of each unit (units, m).
+
+    A unit with fewer columns than others is filled up with columns of zeros.
+    """
+
+    weight: torch.Tensor
+    inverse: torch.Tensor
+    columns: torch.Tensor
+    energy: float
+
+    @classmethod
+    def of(cls, covariance: torch.Tensor, weight: torch.Tensor, units: Indices, size: int) -> Problem:
+        """For inputs of ``covariance``, whose column i belongs to unit ``units[i]`` (-1: to none) of ``size``."""
+        energy = float(((weight @ covariance) * weight).sum())
+        variance = covariance.diagonal()
+        known = float(variance.mean())
+        damped = covariance + torch.eye(len(covariance), dtype=torch.float64) * (DAMPING * known or 1.0)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        owned = [np.flatnonzero(units == unit) for unit in range(size)]
+        most = max(map(len, owned))
+        columns, end = np.empty((size, most), dtype=np.int64), len(units)
+        for unit, own in enumerate(owned):
+            missing = most - len(own)
+            columns[unit] = [*own, *range(end, end + missing)]
+            end += missing
+        extra = end - len(units)
+        if extra:
+            weight = torch.cat([weight, weight.new_zeros(len(weight), extra)], 1)
+            inverse = torch.block_diag(inverse, torch.eye(extra, dtype=torch.float64))
+        return cls(weight.clone(), inverse, torch.from_numpy(columns), energy)
+
+    def part(self, units: torch.Tensor) -> Problem:
+        """The problem for ``units`` alone, numbered from 0; what it costs to remove some of them is the same."""
+        columns = self.columns[units].flatten()
+        own = torch.arange(len(columns)).reshape(len(units), -1)
+        return Problem(self.weight[:, columns], self.inverse[columns][:, columns], own, self.energy)
+
+    def costs(self, units: torch.Tensor) -> torch.Tensor:
+        """What removing each of ``units`` alone adds to the error, relative to the energy of the outputs."""
+        columns = self.columns[units]
+        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
+        weights = self.weight[:, columns].movedim(1, 0)
+        products = weights.transpose(1, 2) @ weights
+        errors: torch.Tensor = (torch.linalg.inv(blocks) * products).sum((1, 2))
+        return errors / max(self.energy, torch.finfo(torch.float64).tiny)
+
+    def remove(self, units: torch.Tensor) -> None:
+        """Take ``units`` out; the weights of the others make up for them."""
+        gone = self.columns[units].flatten()
+        rows = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])
+        self.weight -= self.weight[:, gone] @ rows
+        self.inverse -= self.inverse[:, gone] @ rows
+
+
+def eliminated(problems: Sequence[Problem], size: int) -> torch.Tensor:
+    """The error when units are taken out one by one, the cheapest first, at the place of each: float64 [size], no two alike."""
+    scores = torch.zeros(size, dtype=torch.float64)
+    alive, total = torch.arange(size), 0.0
+    while len(alive):
+        costs = sum(problem.costs(alive) for problem in problems)
+        assert isinstance(costs, torch.Tensor)
+        count = min(AT_ONCE, -(-len(alive) // 8))
+        some = alive[torch.argsort(costs, stable=True)[: count * CHOICE]]
+        parts = [problem.part(some) for problem in problems]
+        left, gone = torch.arange(len(some)), []
+        for _ in range(count):
+            costs = sum(part.costs(left) for part in parts)
+            assert isinstance(costs, torch.Tensor)
+            place = int(costs.argmin())
+            unit = left[place : place + 1]
+            total = float(np.nextafter(total + max(0.0, float(costs[place])), np.inf))
+            scores[some[unit]] = total
+            for part in parts:
+                part.remove(unit)
+            gone.append(int(unit))
+            left = left[left != unit]
+        out = some[gone]
+        for problem in problems:
+            problem.remove(out)
+        alive = alive[~torch.isin(alive, out)]
+    return scores
