@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesmith.compiler.errors import UnsupportedError, UserError
+from edgesmith.compiler.profile.devices import environment
 from edgesmith.compiler.profile.memory_types import MemoryPlan
 from edgesmith.kernels import arena, packing
 from edgesmith.kernels.growing_arena import Event, GrowingArena, online_best_fit, replay
@@ -244,14 +245,35 @@ def _events(blocks: list[arena.Block], steps: int) -> Iterator[Event]:
 
 
 def _scratch(node: Any, graph: _Graph) -> tuple[int, ...]:
-    """What an integer convolution needs while it runs: sums of 32 bits, and its input as a matrix, or pointers into it if it is depthwise."""
+    """What an integer convolution needs while it runs: sums of 32 bits, and its input as a matrix, or pointers into it if it is depthwise.
+
+    The kernels for signed weights need no sums and take pointers instead of the matrix (``onnxruntime/core/providers/cpu/quantization/qlinearconv.cc``).
+    """
     if node.op_type != "Conv" or not graph.is_integer_unit(node) or graph.source.get(node.input[1]) not in graph.constants:
         return ()
     shape = graph.shapes[node.output[0]]
     attributes = {attribute.name: attribute for attribute in node.attribute}
     depth = graph.constants[graph.source[node.input[1]]] // shape[1]
     groups = attributes["group"].i if "group" in attributes else 1
-    pixels, sums = math.prod(shape[2:]), SUM_BYTES * math.prod(shape)
-    if groups == shape[1]:
-        return sums, packing.POINTER_BYTES * depth * pixels
-    return (sums, depth * pixels) if any(side > 1 for side in attributes["kernel_shape"].ints) else (sums,)
+    kernel, pixels, sums = math.prod(attributes["kernel_shape"].ints), math.prod(shape[2:]), SUM_BYTES * math.prod(shape)
+    pointers = packing.POINTER_BYTES * kernel * pixels
+    moved = kernel > 1 or any(side > 1 for side in _ints(attributes, "strides")) or any(_ints(attributes, "pads"))
+    depthwise = groups == shape[1] > 1 and depth == kernel
+    if _has_signed_kernel(groups, depth // kernel, shape[1], depthwise=depthwise):
+        return (pointers,) if depthwise or moved else ()
+    if depthwise:
+        return sums, pointers
+    return (sums, depth * pixels) if moved else (sums,)
+
+
+def _ints(attributes: dict[str, Any], name: str) -> tuple[int, ...]:
+    return tuple(attributes[name].ints) if name in attributes else ()
+
+
+def _has_signed_kernel(groups: int, inputs: int, outputs: int, *, depthwise: bool) -> bool:
+    """Whether a convolution of so many channels has one; it is used where the runner lets it, on processors with VNNI (``core/mlas/lib/convsym.cpp``)."""
+    features = environment()["cpu_features"].split()
+    step = 4 if "avx512_vnni" in features else 8 if "avx_vnni" in features else 0
+    if not step:
+        return False
+    return outputs % 16 == 0 if depthwise else groups == 1 and outputs >= 16 and inputs % 4 == 0 and outputs % step == 0

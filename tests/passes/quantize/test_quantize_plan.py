@@ -370,7 +370,7 @@ def test_calibration_frees_what_it_has_seen() -> None:
     layers = [nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(40)]
     model = Model.from_module(nn.Sequential(*layers), (torch.randn(2, 4, 8, 8),))
     graph = model.edit()
-    from edgesmith.passes.quantize import visit
+    from edgesmith.passes.observe import visit
 
     alive: list[int] = []
 
