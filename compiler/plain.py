@@ -43,9 +43,9 @@ def _read_unexpanded(graph: fx.GraphModule, plan: QuantPlan | None) -> QuantPlan
         assert isinstance(x, fx.Node)
         if own is not None and ranges.get(x.name, own) != own:
             continue
-        for user in list(node.users):
-            whole = [n for n in user.all_input_nodes if n is not node and n.meta["val"].shape == user.meta["val"].shape]
-            if user.target in _BROADCASTING and whole:
+        for user in [u for u in node.users if u.target in _BROADCASTING]:
+            others = [n.meta["val"] for n in user.all_input_nodes if n is not node]
+            if any(isinstance(value, torch.Tensor) and value.shape == user.meta["val"].shape for value in others):
                 user.replace_input_with(node, x)
                 if own is not None:
                     ranges[x.name] = own

@@ -70,13 +70,14 @@ def test_every_runtime_computes_them(model: Model, target: str, tmp_path: Path) 
     "function",
     [
         lambda x: F.adaptive_avg_pool1d(x, 2) + x.norm(p=3, dim=-1, keepdim=True),
+        lambda x: x.mean(1, keepdim=True).expand(x.shape[0], 4, 8).reshape(x.shape[0], 32),
         lambda x: F.unfold(x.view(-1, 2, 4, 4), 3, stride=1),
         lambda x: F.unfold(x.view(-1, 2, 4, 4), 3, stride=3),
         lambda x: F.unfold(x.view(-1, 2, 4, 4), 2, stride=2, padding=1),
         lambda x: F.fold(x.reshape(-1, 8, 4), (3, 3), 2, stride=1),
     ],
 )
-def test_other_norms_pools_and_patches_are_left_alone(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_other_norms_pools_patches_and_repeats_are_left_alone(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     module = After(function)
     model = Model.from_module(module, (torch.randn(2, 4, 8),))
     assert [n.target for n in graphs.operators(plain(model).graph)] == [n.target for n in graphs.operators(model.graph)]

@@ -17,10 +17,6 @@ from edgesmith.compiler.model import Model
 
 STIFF = {
     "MobileNetV1ForImageClassification": "a ReLU6, which no factor goes through, after every convolution",
-    "DebertaV2ForSequenceClassification": "attention written out with matmul, which the rules of rescaling lack; norms that residual sums read",
-    "MPNetForSequenceClassification": "the same",
-    "SqueezeBertForSequenceClassification": "the same",
-    "GemmaForCausalLM": "a gain of one plus a parameter, values repeated for several heads, and a gated MLP, which the rules lack",
 }
 """Architectures of which no channel is rescaled yet, and why."""
 
