@@ -38,7 +38,7 @@ class Moments:
 class Inputs:
     """What the operator ``node`` reads: moments of every second batch for fitting, and of the others, held out.
 
-    Only for linear layers and convolutions in one and two dimensions that have their weight for themselves.
+    Only for linear layers and convolutions in two dimensions that have their weight for themselves.
     """
 
     node: fx.Node

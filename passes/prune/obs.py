@@ -19,10 +19,8 @@ from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.passbase import PassContext
 from edgesmith.passes.observe.batches import calibration_batches
 from edgesmith.passes.observe.inputs import Moments, gathered
-from edgesmith.passes.prune.readers import Indices, Reader, covariance, readers
+from edgesmith.passes.prune.readers import MOST_BYTES, Indices, Reader, covariance, readers
 
-MOST_BYTES = 2**30
-"""Of the products of inputs that are gathered at a time."""
 DAMPING = 1e-5
 """Of the mean variance of the inputs, added to each."""
 AT_ONCE, CHOICE = 32, 4

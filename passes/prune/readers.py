@@ -14,6 +14,9 @@ from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes, PruneGroup
 from edgesmith.passes.observe.inputs import Inputs, Moments
 
+MOST_BYTES = 2**30
+"""Of the products of inputs that are gathered at a time."""
+
 Indices = npt.NDArray[np.int64]
 
 

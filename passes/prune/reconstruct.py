@@ -17,11 +17,9 @@ from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes
 from edgesmith.compiler.model import Model
 from edgesmith.passes.observe.inputs import Batches, Moments, gathered
-from edgesmith.passes.prune.readers import Reader, covariance, readers
+from edgesmith.passes.prune.readers import MOST_BYTES, Reader, covariance, readers
 from edgesmith.passes.prune.statistics import follow_statistics
 
-MOST_BYTES = 2**30
-"""Of the products of inputs that are gathered at a time."""
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidates for how firmly the old weights are held, as a share of the inputs' mean variance; leaving them alone is one, too."""
 
