@@ -120,16 +120,37 @@ def read(path: str | Path, overrides: Sequence[str] = (), targets: Sequence[str]
         BuildFileError: the file is missing or malformed, a key is unknown, a value is of the wrong type or out of range,
             or a file that it names does not exist.
     """
-    file = Path(path)
+    reader, parsed = _parsed(Path(path), overrides)
+    return reader.spec(parsed, tuple(dict.fromkeys(targets)))
+
+
+def model_spec(text: str) -> ModelSpec:
+    """The model that a build file names, or a source as ``[model]`` takes it: a ``.pt2`` file, a Hugging Face folder, ``file.py:function``.
+
+    Raises:
+        BuildFileError: as of ``read``; or ``text`` is none of these.
+    """
+    if text.endswith(".toml"):
+        reader, parsed = _parsed(Path(text))
+        return reader.model(parsed.model)
+    match = _FUNCTION.fullmatch(text)
+    path = Path(match["file"] if match else text).absolute()
+    if not path.exists():
+        raise BuildFileError("does not exist", where=shown(path))
+    if not (match or path.suffix == ".pt2" or path.is_dir()):
+        raise BuildFileError("is no model", where=shown(path), hint=f"a build file, {A_MODEL}")
+    return ModelSpec(Source(path, match["function"] if match else None))
+
+
+def _parsed(file: Path, overrides: Sequence[str] = ()) -> tuple[_Reader, schema.BuildFile]:
     text = _text(file)
     raw = parse(file, text)
     overridden = frozenset(override(raw, assignment) for assignment in overrides)
     reader = _Reader(file.absolute(), text, overridden)
     try:
-        parsed = schema.BuildFile.model_validate(raw)
+        return reader, schema.BuildFile.model_validate(raw)
     except ValidationError as error:
         raise reader.translate(error) from error
-    return reader.spec(parsed, tuple(dict.fromkeys(targets)))
 
 
 def _text(file: Path) -> str:
@@ -148,6 +169,7 @@ def _text(file: Path) -> str:
         raise BuildFileError("cannot be read", where=shown(file), why=str(error.strerror)) from error
 
 
+A_MODEL = "'file.py:function', a .pt2 file or a Hugging Face folder"
 _OWN_WORDS = {"fraction", "channels", "std"}
 """Error types of schema.py that tables raise about one of their keys; their messages hold the value already."""
 
@@ -192,7 +214,7 @@ class _Reader:
         if parsed.data is None and (parsed.accuracy.max_drop is not None or parsed.accuracy.floor is not None):
             raise self.error(("accuracy",), "accuracy cannot be judged without data", hint="add [data]")
         return BuildSpec(
-            model=self._model(parsed.model),
+            model=self.model(parsed.model),
             data=None if parsed.data is None else self._data(parsed.data),
             accuracy=AccuracyGoal(self._metric(parsed.accuracy.metric), parsed.accuracy.max_drop, parsed.accuracy.floor),
             targets=self._targets(parsed, wanted),
@@ -202,10 +224,11 @@ class _Reader:
             overridden=self.overridden,
         )
 
-    def _model(self, table: schema.ModelTable) -> ModelSpec:
+    def model(self, table: schema.ModelTable) -> ModelSpec:
+        """The source with its weights and inputs."""
         source = self._source(("model", "source"), table.source)
         if not (source.function or source.path.suffix == ".pt2" or source.path.is_dir()):
-            raise self.error(("model", "source"), f"{table.source!r} is no model", hint="'file.py:function', a .pt2 file or a Hugging Face folder")
+            raise self.error(("model", "source"), f"{table.source!r} is no model", hint=A_MODEL)
         for key, given in (("weights", table.weights), ("inputs", table.inputs)):
             if given and source.path.suffix == ".pt2":
                 raise self.error(("model", key), f"a .pt2 file brings its own {key}", hint=f"leave {key} out")

@@ -6,6 +6,7 @@ import atexit
 import gc
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -199,6 +200,30 @@ def compare(base: Path, new: Path, *, max_slowdown: float, threads: int, limit_s
     if github:
         click.echo("\n".join(gate_formats.github(found)), err=as_json)
     return EXIT_CODES[found.verdict]
+
+
+@cli.command()
+@click.argument("model", default=DEFAULT_FILE)
+@click.option("--picture", metavar="FILE", type=click.Path(path_type=Path), help="Draw every tensor's dimensions, too: .svg, .png or .pdf.")
+@_JSON
+def axes(model: str, *, picture: Path | None, as_json: bool) -> None:
+    """Show what can be pruned in MODEL.
+
+    MODEL is a build file (edgesmith.toml if not given), a .pt2 file, a Hugging Face folder or file.py:function. Groups of parameter slices that go together
+    are listed with their members, and what must stay with its reasons.
+    """
+    from edgesmith.compiler import axes_report
+    from edgesmith.compiler.axes import Axes
+    from edgesmith.compiler.buildfile import model_spec
+    from edgesmith.compiler.frontends.model_source import load_model
+
+    found = Axes.of(load_model(model_spec(model)))
+    if picture is not None:
+        axes_report.draw(found, picture)
+    if as_json:
+        _echo_json(axes_report.data(found))
+        return
+    click.echo("\n".join(axes_report.lines(found, shutil.get_terminal_size().columns)))
 
 
 @cli.command()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from edgesmith.compiler import registry
 from edgesmith.compiler.accuracy import Accuracy, Metric, Outputs, accuracy_of, judge_accuracy, load_metric, model_outputs_of, outputs_of
-from edgesmith.compiler.budget import Budget
 from edgesmith.compiler.buildfile import BuildSpec, TargetSpec
 from edgesmith.compiler.cache import PassCache, files_key
 from edgesmith.compiler.data import Array, Data
@@ -22,8 +21,9 @@ from edgesmith.compiler.frontends.model_source import load_model
 from edgesmith.compiler.instruments import fixed_inputs
 from edgesmith.compiler.lowering import Lowering, refuse_unsupported
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.passbase import Cost, Pass, PassContext, PassResult
+from edgesmith.compiler.passbase import Pass, PassContext, PassResult
 from edgesmith.compiler.pipeline import Pipeline
+from edgesmith.compiler.profile.bench import TargetBench
 from edgesmith.compiler.profile.devices import device
 from edgesmith.compiler.profile.operator_types import OperatorProfile
 from edgesmith.compiler.profile.operators import profile_operators
@@ -37,7 +37,6 @@ from edgesmith.compiler.shipping import OPERATORS_LIMIT_S, Shipping
 from edgesmith.compiler.spec import format_pass, parse_pass
 from edgesmith.compiler.target import Artifact, Target
 
-PRICE_LIMIT_S = 2.0
 CACHE = "cache"
 
 
@@ -101,7 +100,7 @@ class Line:
             workdir=scratch,
             data=self.data.for_passes() if self.data else None,
             evaluate=self._evaluate if self.data else None,
-            cost=self._price,
+            benches={t.name: self._bench(wanted, t) for wanted, t in zip(self.spec.targets, self.targets, strict=True)},
             budget=self.spec.targets[0].budget,
             progress=self.progress.update,
         )
@@ -200,17 +199,9 @@ class Line:
         assert self.data is not None
         return self.metric(model_outputs_of(model, self.data.validation), self.data.validation.labels)
 
-    def _price(self, model: Model) -> Cost:
-        """What ``model`` costs on the first target, as it is."""
-        wanted, target = self.spec.targets[0], self.targets[0]
-        artifact = self._lowering(model).artifact(model, target)
-        samples = None if self.data is None else self.data.train.batch(slice(0, 8))
-        budget = Budget(latency_ms=wanted.budget.latency_ms, percentile=wanted.budget.percentile)
-        profile = measure(
-            artifact, target=target, device=wanted.device, threads=wanted.threads, samples=samples, budget=budget, limit_s=PRICE_LIMIT_S, memory=False
-        )
-        latency_ms = profile.latency_ms(wanted.budget.percentile)
-        return Cost(artifact.size_bytes, latency_ms.value, latency_ms.low)
+    def _bench(self, wanted: TargetSpec, target: Target) -> TargetBench:
+        data = self.data.for_passes() if self.data else None
+        return TargetBench(target, self.folder / CACHE, wanted.device, wanted.threads, wanted.budget, data, self.spec.seed)
 
 
 @dataclass

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from edgesmith.compiler.bench import Bench
 from edgesmith.compiler.budget import Budget
 from edgesmith.compiler.candidate import Candidate
 from edgesmith.compiler.data import PassData
 from edgesmith.compiler.diagnostics import Diagnostic
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.suggest import did_you_mean
 
 
 class Numerics(enum.Enum):
@@ -29,20 +31,12 @@ class Numerics(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a model would cost at the end of the line: ``latency_ms`` as measured, and the optimistic end of its interval."""
-
-    size_bytes: int
-    latency_ms: float
-    latency_low_ms: float
-
-
-@dataclass(frozen=True)
 class PassContext:
     """Everything a pass may use beside the model; there is no global state.
 
     ``teacher`` is the model before the first pass. ``evaluate`` scores a model on validation data (higher is better).
-    ``cost`` measures what a model would cost: a pass is given one that first applies the later passes that do not train.
+    ``benches`` measure what a model would cost on each target, by its name, the main one first: a pass is given such as first apply the later passes
+    that do not train.
     ``progress`` takes (done, total, text). ``workdir`` is a scratch folder of the pass's own. Members that the caller cannot offer are None: ask with
     ``need_data()`` and the like, which refuse with one clear sentence.
     """
@@ -52,7 +46,7 @@ class PassContext:
     data: PassData | None = None
     teacher: Model | None = None
     evaluate: Callable[[Model], float] | None = None
-    cost: Callable[[Model], Cost] | None = None
+    benches: Mapping[str, Bench] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
 
@@ -67,6 +61,15 @@ class PassContext:
         if self.teacher is None:
             raise UnsupportedError(f"{who} needs a teacher", hint="Pipeline.run gives the model before the first pass; or PassContext(teacher=...)")
         return self.teacher
+
+    def need_bench(self, who: str, target: str = "") -> Bench:
+        """The bench of ``target``, of the main one where that is empty; or a refusal that names ``who`` asked."""
+        if not self.benches:
+            raise UnsupportedError(f"{who} needs a target to measure on", hint="run it in a build, or give PassContext(benches=...)")
+        name = target or next(iter(self.benches))
+        if name not in self.benches:
+            raise UnsupportedError(f"{who}: this build has no target {name!r}", hint=did_you_mean(name, self.benches))
+        return self.benches[name]
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,10 @@ class Pipeline:
         return model
 
     def _priced(self, position: int, ctx: PassContext) -> PassContext:
-        """The context of the pass at ``position``: a model's cost there includes what the later passes save without training."""
-        price = ctx.cost
-        if price is None:
-            return ctx
+        """The context of the pass at ``position``: what a model costs there includes what the later passes save without training."""
         rest = Pipeline(tuple(step for step in self.passes[position + 1 :] if not step.trains))
-        without_cost = replace(ctx, cost=None)
-        return replace(ctx, cost=lambda model: price(rest.run(model, without_cost)))
+        unpriced = replace(ctx, benches={})
+        return replace(ctx, benches={name: bench.after(lambda model: rest.run(model, unpriced)) for name, bench in ctx.benches.items()})
 
 
 def _around(step: Pass, model: Model, ctx: PassContext, instruments: Sequence[Instrument]) -> PassResult:

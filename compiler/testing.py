@@ -17,13 +17,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgesmith.compiler.bench import Bench, Cost, Paired
+from edgesmith.compiler.budget import Interval
 from edgesmith.compiler.data import Data, Split
 from edgesmith.compiler.diagnostics import errors
+from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.instruments import Contract, NumericsCheck, compare_outputs, flat_outputs
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
+from edgesmith.compiler.profile.operator_types import OperatorProfile
 from edgesmith.compiler.spec import format_pass, parse_pass
 from edgesmith.compiler.target import Artifact, Target
+
+MS_PER_MAC = 1e-6
 
 
 class _Block(nn.Module):
@@ -114,6 +120,26 @@ def tiny_data(samples: int = 96, seed: int = 0) -> Data:
         return Split((images,), labels.astype(np.int64))
 
     return Data(split(samples), split(samples // 2), split(samples // 2))
+
+
+class CountedBench(Bench):
+    """A bench for tests that measures nothing: a parameter takes 1 byte, a multiply-accumulate 1 ns."""
+
+    def cost(self, model: Model) -> Cost:
+        """Counted."""
+        return Cost(model.params, model.macs * MS_PER_MAC, model.macs * MS_PER_MAC)
+
+    def paired(self, base: Model, new: Model) -> Paired:
+        """Counted."""
+        return Paired(Interval.exact(new.macs / base.macs), Interval.exact(base.macs * MS_PER_MAC))
+
+    def operators(self, model: Model) -> OperatorProfile:
+        """Refused.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError("a counted bench times no operators")
 
 
 def check_pass(step: Pass, *, folder: Path, model: Model | None = None, ctx: PassContext | None = None) -> PassResult:

@@ -10,8 +10,9 @@ from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
 from edgesmith.passes.distill.residual import Branch, residual_branches, with_influence, without
+from edgesmith.passes.prune.candidates import independent
 from edgesmith.passes.prune.importance import IMPORTANCES
-from edgesmith.passes.prune.prune import independent, least_important
+from edgesmith.passes.prune.prune import gone
 from edgesmith.passes.train.forward import as_tensors, batch_size
 
 TEACHER = "teacher"
@@ -112,12 +113,11 @@ def _ranked_branches(teacher: Model, ctx: PassContext) -> tuple[Branch, ...]:
 def _narrowed(model: Model, keep: float, ctx: PassContext) -> Model | None:
     """``model`` with the share ``keep`` of the units of every group, at least one of each."""
     axes = Axes.of(model)
-    counts = {g.name: g.size - max(1, round(keep * g.size)) for g in independent([g for g in axes.groups if g.kind in _KINDS])}
-    counts = {name: count for name, count in counts.items() if count}
-    if not counts:
+    widths = {g.name: max(1, round(keep * g.size)) for g in independent([g for g in axes.groups if g.kind in _KINDS])}
+    groups = [axes.group(name) for name, width in widths.items() if width < axes.group(name).size]
+    if not groups:
         return None
-    groups = [axes.group(name) for name in counts]
-    removals = least_important(IMPORTANCES["taylor"].score(axes, groups, ctx, _SAMPLES), counts)
+    removals = gone(axes, IMPORTANCES["taylor"].score(axes, groups, ctx, _SAMPLES), {group.name: widths[group.name] for group in groups})
     narrow = remove(model, removals, axes=axes)
     prove(model, narrow, removals, axes=axes)
     return narrow

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgesmith.compiler.bench import Cost
 from edgesmith.compiler.budget import Budget
 from edgesmith.compiler.candidate import Candidate
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.passbase import Cost
 
 _MB = 1_000_000
 

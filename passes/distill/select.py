@@ -122,13 +122,13 @@ class _Dropped:
 
 def _priced(entries: Sequence[Entry], ctx: PassContext) -> tuple[list[Entry], _Dropped]:
     """Entries within the budget, the cheapest alone if none is, and the others."""
-    if ctx.cost is None:
+    if not ctx.benches:
         remark = Diagnostic(Severity.INFO, "select-student.not-priced", "", "no cost is known here: no candidate is dropped for its cost")
         return list(entries), _Dropped((), (remark,))
-    priced = []
+    priced, bench = [], ctx.need_bench(SelectStudent.name)
     for done, entry in enumerate(entries):
         ctx.progress(done, len(entries), f"price {entry.name}")
-        priced.append(replace(entry, cost=ctx.cost(entry.model)))
+        priced.append(replace(entry, cost=bench.cost(entry.model)))
     reasons = {entry.name: over_budget(entry.cost, ctx.budget) for entry in priced if entry.cost}
     affordable = [entry for entry in priced if not reasons[entry.name]]
     remarks = []

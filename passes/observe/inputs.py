@@ -73,6 +73,28 @@ class Inputs:
         return int(activation.meta["val"].shape[1]) // int(weight.meta["val"].shape[1]) if self.node.target in CONVOLUTIONS else 1
 
     @property
+    def bias(self) -> str | None:
+        """The name of the bias, if there is one and nothing else reads it."""
+        found = self.kind.argument(self.node, self.kind.bias)
+        return str(found.target) if found is not None and found.op == "get_attr" and len(found.users) == 1 else None
+
+    @property
+    def channels(self) -> int:
+        """The dimension of the result that the outputs lie along."""
+        return -1 if self.node.target in LINEARS else 1
+
+    def results(self, y: torch.Tensor) -> torch.Tensor:
+        """What the operator gave, (groups, n, outputs of a group), row by row as ``rows`` has what it read."""
+        if self.channels == -1:
+            return y.reshape(1, -1, y.shape[-1])
+        return y.reshape(len(y), self.groups, -1, y.shape[2:].numel()).permute(1, 0, 3, 2).flatten(1, 2)
+
+    def matrices(self, graph: fx.GraphModule) -> torch.Tensor:
+        """The weight in ``graph``, (groups, outputs of a group, d), float64."""
+        weight = graphs.tensor(graph, self.weight).detach().double().movedim(self.kind.axis, 0).flatten(1)
+        return weight.reshape(self.groups, -1, weight.shape[1])
+
+    @property
     def size_bytes(self) -> int:
         """Of both moments."""
         weight = self.kind.argument(self.node, self.kind.weight)

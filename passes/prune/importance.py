@@ -16,11 +16,8 @@ from edgesmith.compiler.axes import Axes, Member, PruneGroup
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
-from edgesmith.passes.prune.obs import obs
+from edgesmith.passes.prune.obs import Scores, activation, by_readers, obs
 from edgesmith.passes.train.forward import as_tensors, batch_size, flat, learnable, rows
-
-Scores = dict[str, torch.Tensor]
-"""Group name -> score of each unit, float64 [size]."""
 
 _BATCH = 8
 
@@ -124,7 +121,8 @@ def sum_over_units(group: PruneGroup, found: list[tuple[Member, nn.Parameter]], 
 
 IMPORTANCES: Mapping[str, Importance] = MappingProxyType(
     {
-        "obs": Importance(True, obs),
+        "obs": Importance(True, by_readers("obs", obs)),
+        "activation": Importance(True, by_readers("activation", activation)),
         "taylor": Importance(True, fisher),
         "l2": Importance(False, magnitude(2)),
         "l1": Importance(False, magnitude(1)),

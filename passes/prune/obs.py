@@ -7,7 +7,7 @@ ZipLM, NeurIPS 2023, section 3.1). A unit that others can stand in for is cheap 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,49 +21,83 @@ from edgesmith.passes.observe.batches import calibration_batches
 from edgesmith.passes.observe.inputs import Moments, gathered
 from edgesmith.passes.prune.readers import MOST_BYTES, Indices, Reader, covariance, readers
 
+Scores = dict[str, torch.Tensor]
+"""Group name -> score of each unit, float64 [size]."""
+
 DAMPING = 1e-5
 """Of the mean variance of the inputs, added to each."""
 AT_ONCE, CHOICE = 32, 4
 """Units are taken out of the whole matrices in parts of at most so many, and within a part one by one from so many times as many of the cheapest."""
 
 
-def obs(axes: Axes, groups: Sequence[PruneGroup], ctx: PassContext, samples: int) -> dict[str, torch.Tensor]:
-    """For each unit: the error of its group's readers, relative to their outputs and added up, when it and all cheaper ones are gone.
+@dataclass(frozen=True)
+class Read:
+    """What one reader makes of its inputs: ``weight`` (outputs, d), their ``covariance`` (d, d), and the unit of each input, -1 where none."""
 
-    Raises:
-        UnsupportedError: no linear layer or convolution with a weight of its own reads a group.
+    weight: torch.Tensor
+    covariance: torch.Tensor
+    units: Indices
+
+    @property
+    def energy(self) -> float:
+        """Of the outputs, about their means where a bias can make up for these."""
+        return max(float(((self.weight @ self.covariance) * self.weight).sum()), torch.finfo(torch.float64).tiny)
+
+
+def obs(reads: Sequence[Read], size: int) -> torch.Tensor:
+    """For each unit the error of its group's readers, relative to their outputs and added up, when it and all cheaper ones are gone: float64 [size]."""
+    return eliminated([Problem.of(read, size) for read in reads], size)
+
+
+def activation(reads: Sequence[Read], size: int) -> torch.Tensor:
+    """For each unit how much of its readers' outputs it makes, alone and relative to them: float64 [size].
+
+    With a bias behind it only what varies counts (An et al., Fluctuation-based Adaptive Structured Pruning, AAAI 2024, section 3.2).
     """
-    split = ctx.need_data("prune{importance=obs}").train
-    found = readers(axes, groups)
-    of_group = {group.name: [name for name, reader in found.items() if group.name in reader.units] for group in groups}
-    for name, weights in of_group.items():
-        if not weights:
-            raise UnsupportedError(
-                f"importance=obs cannot score {name}",
-                where=name,
-                why="no linear layer or convolution with a weight of its own reads it",
-                hint="exclude it, or use importance=taylor",
-            )
-
-    batches = partial(calibration_batches, axes.model, split, samples, ctx.seed)
-    scores: dict[str, torch.Tensor] = {}
-    known: dict[str, Moments] = {}
-    for wave in gathered(axes.model.graph, [reader.inputs for reader in found.values()], batches, MOST_BYTES):
-        known |= {one.weight: one.parts[0] if len(one.parts) < 2 else one.parts[0] + one.parts[1] for one in wave}
-        for group in groups:
-            weights = of_group[group.name]
-            if group.name not in scores and set(weights) <= set(known):
-                problems = [p for name in weights for p in _problems(axes, found[name], known[name], group)]
-                scores[group.name] = eliminated(problems, group.size)
-        waiting = {name for group in groups if group.name not in scores for name in of_group[group.name]}
-        known = {name: moments for name, moments in known.items() if name in waiting}
+    scores = torch.zeros(size, dtype=torch.float64)
+    for read in reads:
+        for unit in range(size):
+            own = np.flatnonzero(read.units == unit)
+            part = read.weight[:, own]
+            scores[unit] += float(((part @ read.covariance[own][:, own]) * part).sum()) / read.energy
     return scores
 
 
-def _problems(axes: Axes, reader: Reader, moments: Moments, group: PruneGroup) -> Iterator[Problem]:
+def by_readers(name: str, score: Callable[[Sequence[Read], int], torch.Tensor]) -> Callable[[Axes, Sequence[PruneGroup], PassContext, int], Scores]:
+    """An importance by what reads the units."""
+
+    def scored(axes: Axes, groups: Sequence[PruneGroup], ctx: PassContext, samples: int) -> Scores:
+        split = ctx.need_data(f"prune{{importance={name}}}").train
+        found = readers(axes, groups)
+        of_group = {group.name: [weight for weight, reader in found.items() if group.name in reader.units] for group in groups}
+        for where, weights in of_group.items():
+            if not weights:
+                raise UnsupportedError(
+                    f"importance={name} cannot score {where}",
+                    where=where,
+                    why="no linear layer or convolution with a weight of its own reads it",
+                    hint="exclude it, or use importance=taylor",
+                )
+        batches = partial(calibration_batches, axes.model, split, samples, ctx.seed)
+        scores: Scores = {}
+        known: dict[str, Moments] = {}
+        for wave in gathered(axes.model.graph, [reader.inputs for reader in found.values()], batches, MOST_BYTES):
+            known |= {one.weight: one.parts[0] if len(one.parts) < 2 else one.parts[0] + one.parts[1] for one in wave}
+            for group in groups:
+                weights = of_group[group.name]
+                if group.name not in scores and set(weights) <= set(known):
+                    scores[group.name] = score([r for w in weights for r in _reads(axes, found[w], known[w], group)], group.size)
+            waiting = {weight for group in groups if group.name not in scores for weight in of_group[group.name]}
+            known = {weight: moments for weight, moments in known.items() if weight in waiting}
+        return scores
+
+    return scored
+
+
+def _reads(axes: Axes, reader: Reader, moments: Moments, group: PruneGroup) -> Iterator[Read]:
     units = reader.along(reader.units[group.name])
-    for number, weight in enumerate(reader.matrices(axes.model.graph)):
-        yield Problem.of(covariance(moments, number, centred=reader.bias() is not None), weight, units, group.size)
+    for number, weight in enumerate(reader.inputs.matrices(axes.model.graph)):
+        yield Read(weight, covariance(moments, number, centred=reader.inputs.bias is not None), units)
 
 
 @dataclass
@@ -79,9 +113,9 @@ class Problem:
     energy: float
 
     @classmethod
-    def of(cls, covariance: torch.Tensor, weight: torch.Tensor, units: Indices, size: int) -> Problem:
-        """For inputs of ``covariance``, whose column i belongs to unit ``units[i]`` (-1: to none) of ``size``."""
-        energy = float(((weight @ covariance) * weight).sum())
+    def of(cls, read: Read, size: int) -> Problem:
+        """For a reader of ``size`` units."""
+        weight, covariance, units = read.weight, read.covariance, read.units
         variance = covariance.diagonal()
         known = float(variance.mean())
         damped = covariance + torch.eye(len(covariance), dtype=torch.float64) * (DAMPING * known or 1.0)
@@ -97,7 +131,7 @@ class Problem:
         if extra:
             weight = torch.cat([weight, weight.new_zeros(len(weight), extra)], 1)
             inverse = torch.block_diag(inverse, torch.eye(extra, dtype=torch.float64))
-        return cls(weight.clone(), inverse, torch.from_numpy(columns), energy)
+        return cls(weight.clone(), inverse, torch.from_numpy(columns), read.energy)
 
     def part(self, units: torch.Tensor) -> Problem:
         """The problem for ``units`` alone, numbered from 0; what it costs to remove some of them is the same."""
@@ -112,7 +146,7 @@ class Problem:
         weights = self.weight[:, columns].movedim(1, 0)
         products = weights.transpose(1, 2) @ weights
         errors: torch.Tensor = (torch.linalg.inv(blocks) * products).sum((1, 2))
-        return errors / max(self.energy, torch.finfo(torch.float64).tiny)
+        return errors / self.energy
 
     def remove(self, units: torch.Tensor) -> None:
         """Take ``units`` out; the weights of the others make up for them."""

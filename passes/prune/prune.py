@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import ClassVar
 
@@ -18,36 +17,55 @@ from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
 from edgesmith.compiler.suggest import did_you_mean
 from edgesmith.passes.observe.batches import calibration_batches
-from edgesmith.passes.prune.importance import IMPORTANCES, Scores
+from edgesmith.passes.observe.inputs import Batches
+from edgesmith.passes.prune.allocation import Allocation, Goal, Problem, Widths, allocate
+from edgesmith.passes.prune.candidates import KINDS, Chooser, alike, lowest
+from edgesmith.passes.prune.importance import IMPORTANCES
+from edgesmith.passes.prune.losses import Probe, losses
+from edgesmith.passes.prune.obs import Scores
 from edgesmith.passes.prune.reconstruct import Refit, reconstructed
 
-_ALWAYS = frozenset({"channels", "hidden", "heads"})
+RATIO = 0.3
+PROBE_SAMPLES = 128
+"""At most so many samples show what the removal of one group's units loses."""
+IN_MULTIPLES = frozenset({"channels", "hidden", "residual"})
 
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Remove the share ``ratio`` of the units of every group that may go: channels, hidden units, whole attention heads.
+    """Remove channels, hidden units and whole attention heads: a share of every group, or as many of each as meet a limit at the least loss.
 
-    ``heads`` is the share of heads where it is another one; ``head_dim`` and ``residual`` let the width of the heads and of the residual
-    stream go too. ``importance`` says which units stay: ``taylor`` or ``obs`` (need data, no labels), ``l2`` or ``l1``. ``exclude`` holds source paths
-    or patterns (``blocks.0``, ``*.fc1``) of layers that keep their units. Where two groups of a kind multiply (key heads by repeats,
-    convolution groups by width) only the larger is cut. A group keeps at least ``least`` units, and channels and hidden units
-    a multiple of ``round_to``. Every removal is proved: the pruned model equals the unpruned one with the same units dead. Then, with
-    ``reconstruct``, which needs data, the layers that read what was pruned are fitted by least squares to what they gave, and batch norms take new
-    statistics. ``samples`` is how many training samples the importance and the fit look at.
+    ``ratio`` (0.3 if nothing is asked) is the share of the units of every group that go, ``heads`` that of heads where it is another one; with
+    ``ranking=isomorphic`` it is the share of all units of groups of one structure, so that one group may lose more than another. Or shares that are to be
+    left of the model's ``macs``, ``params`` or ``latency``, or ``latency_ms`` at the budget's percentile: how many units of each group go is chosen by the
+    loss that was measured of each, and latency is measured on ``target`` (the first of the build), after the later passes that do not train.
+
+    ``kinds`` of groups may go: channels, hidden, heads, head_dim, residual. ``include`` and ``exclude`` hold source paths or patterns (``blocks.0``,
+    ``*.fc1``) of layers that give units and that keep them. Where two groups of a kind multiply (key heads by repeats, convolution groups by width)
+    only the larger is cut. A group keeps at least ``least`` units, and channels and hidden units a multiple of ``round_to``.
+
+    ``importance`` says which units stay: ``taylor``, ``obs`` or ``activation`` (need data, no labels), ``l2`` or ``l1``. Every removal is proved: the pruned
+    model equals the unpruned one with the same units dead. Then, with ``reconstruct``, which needs data, the layers that read what was pruned are fitted by
+    least squares to what they gave, and batch norms take new statistics. ``samples`` is how many training samples the importance and the fit look at.
     """
 
     name: ClassVar[str] = "prune"
     numerics: ClassVar[Numerics] = Numerics.LOSSY
 
-    ratio: float = 0.3
+    ratio: float | None = None
     heads: float | None = None
-    importance: str = "taylor"
+    ranking: str = "group"
+    latency: float | None = None
+    latency_ms: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    target: str = ""
+    kinds: tuple[str, ...] = ("channels", "hidden", "heads")
+    include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    residual: bool = False
-    head_dim: bool = False
     round_to: int = 1
     least: int = 1
+    importance: str = "taylor"
     samples: int = 256
     reconstruct: bool = False
 
@@ -55,124 +73,128 @@ class Prune(Pass):
         for option, value in (("ratio", self.ratio), ("heads", self.heads)):
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{option} is the share of units that go: at least 0 and below 1, not {value}")
-        if self.importance not in IMPORTANCES:
-            raise ValueError(f"there is no importance {self.importance!r}; {did_you_mean(self.importance, IMPORTANCES)}")
+        if self.goal and (self.ratio is not None or self.heads is not None or self.ranking != "group"):
+            raise ValueError("ratio, heads and ranking cut by shares, latency, macs and params choose for each group: give one kind")
+        if self.target and not (self.goal and self.goal.timed):
+            raise ValueError("target is where latency is measured: give latency or latency_ms")
+        for what, given, known in (
+            ("importance", (self.importance,), IMPORTANCES),
+            ("ranking", (self.ranking,), ("group", "isomorphic")),
+            ("kind of group", self.kinds, KINDS),
+        ):
+            for name in given:
+                if name not in known:
+                    raise ValueError(f"there is no {what} {name!r}; {did_you_mean(name, known)}")
         for option, count in (("round_to", self.round_to), ("least", self.least), ("samples", self.samples)):
             if count < 1:
                 raise ValueError(f"{option} is at least 1, not {count}")
+
+    @property
+    def goal(self) -> Goal | None:
+        """What is to be met, where it is not a share of every group."""
+        goal = Goal(self.latency, self.latency_ms, self.macs, self.params)
+        return None if goal == Goal() else goal
 
     def requires(self, model: Model) -> Iterable[Diagnostic]:
         """Refuses a quantized model, a pattern that matches nothing, and a model with nothing to prune."""
         if model.quant is not None:
             yield Diagnostic(Severity.ERROR, "prune.quantized", "", "the model is quantized already", "prune before quantize")
-        if self.ratio == 0 and not self.heads:
-            return
-        axes = Axes.of(model)
-        for pattern in self.exclude:
-            paths = {path for group in axes.groups for path in _paths(group)}
-            if not any(_matches(path, pattern) for path in paths):
-                yield Diagnostic(Severity.ERROR, "prune.unknown-path", pattern, "matches no layer that could be pruned", did_you_mean(pattern, paths))
-        if not self._chosen(axes):
-            yield Diagnostic(Severity.ERROR, "prune.nothing", "", "no group of units may go", _why_none(axes))
+        if not self._nothing:
+            yield from self._chooser.misfits(Axes.of(model))
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """The model without the least important units.
 
         Raises:
-            UnsupportedError: the importance needs data and there is none, or a removal cannot be proved.
+            UnsupportedError: the importance needs data and there is none, or a removal cannot be proved; or no widths meet the goal.
             NumericsError: a removal is proved wrong.
         """
-        counts = {}
-        if self.ratio > 0 or self.heads:
-            axes = Axes.of(model)
-            counts = {group.name: count for group in self._chosen(axes) if (count := self._count(group))}
-        if not counts:
+        groups = [] if self._nothing else self._chooser.groups(axes := Axes.of(model))
+        if not groups or not (self.goal or any(self._share_of(group, self._ratio(group)) for group in groups)):
             return PassResult(model, False)
-        groups = [axes.group(name) for name in counts]
         ctx.progress(0, 3, f"{self.importance} scores of {sum(g.size for g in groups)} units in {len(groups)} groups")
         scores = IMPORTANCES[self.importance].score(axes, groups, ctx, self.samples)
-        removals = least_important(scores, counts)
-        ctx.progress(1, 3, f"remove {sum(counts.values())} units")
+        allocation = self._allocated(axes, groups, scores, ctx) if self.goal else Allocation(self._shared(axes, groups, scores))
+        removals = gone(axes, scores, allocation.widths)
+        if not removals:
+            return PassResult(model, False, allocation.remarks)
+        ctx.progress(1, 3, f"remove {sum(map(len, removals.values()))} units")
         pruned = remove(model, removals, axes=axes)
         ctx.progress(2, 3, "prove the removal")
         difference = prove(model, pruned, removals, axes=axes)
         ctx.progress(3, 3, f"proved, relative difference {difference:.1e}")
-        remarks = (*axes.diagnostics, *_summary(groups, counts))
+        remarks = (*axes.diagnostics, *_summary(groups, removals), *allocation.remarks)
         if self.reconstruct:
-            split = ctx.need_data("prune{reconstruct=true}").train
-            pruned, fits = reconstructed(axes, pruned, removals, partial(calibration_batches, model, split, self.samples, ctx.seed))
+            pruned, fits = reconstructed(axes, pruned, removals, self._batches(model, ctx, self.samples))
             remarks += tuple(_fits(fits))
         return PassResult(pruned, True, remarks)
 
-    def _chosen(self, axes: Axes) -> list[PruneGroup]:
-        kinds = _ALWAYS | ({"residual"} if self.residual else set()) | ({"head_dim"} if self.head_dim else set())
-        allowed = [g for g in axes.groups if g.kind in kinds and not any(_matches(path, pattern) for path in _paths(g) for pattern in self.exclude)]
-        return independent(allowed)
+    @property
+    def _nothing(self) -> bool:
+        """Whether nothing is asked for."""
+        return self.goal is None and self.ratio == 0 and not self.heads
 
-    def _count(self, group: PruneGroup) -> int:
+    @property
+    def _chooser(self) -> Chooser:
+        return Chooser(self.kinds, self.include, self.exclude)
+
+    def _allocated(self, axes: Axes, groups: Sequence[PruneGroup], scores: Scores, ctx: PassContext) -> Allocation:
+        """The widths that meet the goal at the least loss."""
+        assert self.goal is not None
+        bench = ctx.need_bench("prune{latency=...}", self.target) if self.goal.timed else None
+        batches = self._batches(axes.model, ctx, min(self.samples, PROBE_SAMPLES))
+        probe = Probe(axes, batches, lambda name, width: gone(axes, scores, {name: width}), self.reconstruct, ctx.progress)
+        curves = losses(probe, {group.name: group.size - self.least for group in groups if group.size > self.least})
+        problem = Problem(axes, curves, lambda widths: remove(axes.model, gone(axes, scores, widths), axes=axes), self.round_to, ctx.seed, ctx.progress)
+        return allocate(problem, self.goal, bench)
+
+    def _batches(self, model: Model, ctx: PassContext, samples: int) -> Batches:
+        split = ctx.need_data(f"prune{{{'reconstruct=true' if self.reconstruct else 'macs=...'}}}").train
+        return partial(calibration_batches, model, split, samples, ctx.seed)
+
+    def _shared(self, axes: Axes, groups: Sequence[PruneGroup], scores: Scores) -> Widths:
+        """The widths that shares of groups, or of all groups of a structure, leave."""
+        if self.ranking == "group":
+            return {group.name: group.size - self._share_of(group, self._ratio(group)) for group in groups}
+        ranked: dict[str, int] = {}
+        for members in alike(axes, groups):
+            ranked |= lowest(members, scores, self._ratio(members[0]), self.least)
+        return {group.name: group.size - self._share_of(group, ranked[group.name] / group.size) for group in groups}
+
+    def _ratio(self, group: PruneGroup) -> float:
+        if group.kind == "heads" and self.heads is not None:
+            return self.heads
+        return RATIO if self.ratio is None else self.ratio
+
+    def _share_of(self, group: PruneGroup, ratio: float) -> int:
         """How many units go: the nearest whole number, then fewer where that is needed to keep enough."""
-        ratio = self.heads if group.kind == "heads" and self.heads is not None else self.ratio
         keep = group.size - int(ratio * group.size + 0.5)
-        if group.kind in {"channels", "hidden", "residual"}:
+        if group.kind in IN_MULTIPLES:
             keep = -(-keep // self.round_to) * self.round_to
         return group.size - min(group.size, max(keep, self.least))
 
 
-def least_important(scores: Scores, counts: dict[str, int]) -> dict[str, list[int]]:
-    """The ``counts[name]`` units of each group with the lowest scores; of equal ones the last."""
+def gone(axes: Axes, scores: Scores, widths: Mapping[str, int]) -> dict[str, list[int]]:
+    """The units that go where groups are left with ``widths``: those with the lowest scores; of equal ones the last."""
     removals = {}
-    for name, count in counts.items():
+    for name, width in widths.items():
+        count = axes.group(name).size - width
         order = torch.argsort(scores[name].flip(0), stable=True)
-        removals[name] = sorted((len(order) - 1 - order[:count]).tolist())
+        if count:
+            removals[name] = sorted((len(order) - 1 - order[:count]).tolist())
     return removals
 
 
-def independent(groups: Sequence[PruneGroup]) -> list[PruneGroup]:
-    """``groups`` without those that are a factor of a dimension which a larger one of their kind is a factor of, too."""
-    taken: dict[tuple[str, int], list[PruneGroup]] = {}
-    for group in sorted(groups, key=lambda g: -g.size):
-        if not any(_multiplied(group, other) for member in group.members for other in taken.get((member.name, member.dim), ())):
-            for member in group.members:
-                taken.setdefault((member.name, member.dim), []).append(group)
-    chosen = {group.name for held in taken.values() for group in held}
-    return [group for group in groups if group.name in chosen]
-
-
-def _multiplied(group: PruneGroup, other: PruneGroup) -> bool:
-    """Whether both are factors of one dimension (groups x width, key heads x repeats) and of one kind: cutting both would cut it twice."""
-    if group.kind != other.kind:
-        return False
-    theirs = {(m.name, m.dim): m.labels for m in other.members}
-    return any(bool(((m.labels >= 0).any(axis=0) & (theirs[m.name, m.dim] >= 0).any(axis=0)).any()) for m in group.members if (m.name, m.dim) in theirs)
-
-
-def _paths(group: PruneGroup) -> set[str]:
-    """The group's name and the layers that make its units; of those that only scale units where none makes them."""
-    made = [m.name for m in group.members if m.side == "producer"] or [m.name for m in group.members]
-    return {group.name, *(name.rpartition(".")[0] or name for name in made)}
-
-
-def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase(path, pattern) or path.startswith(f"{pattern}.")
-
-
-def _why_none(axes: Axes) -> str:
-    kinds = sorted({g.kind for g in axes.groups} - _ALWAYS)
-    if kinds:
-        return f"there are groups of the kinds {', '.join(kinds)}"
-    return f"{axes.pinned[0].where} stays: {axes.pinned[0].reason}" if axes.pinned else "the model has no parameters"
-
-
-def _summary(groups: Sequence[PruneGroup], counts: dict[str, int]) -> Iterable[Diagnostic]:
+def _summary(groups: Sequence[PruneGroup], removals: Mapping[str, Sequence[int]]) -> Iterable[Diagnostic]:
     total: Counter[str] = Counter()
-    gone: Counter[str] = Counter()
+    count: Counter[str] = Counter()
     of_kind: Counter[str] = Counter()
     for group in groups:
         total[group.kind] += group.size
-        gone[group.kind] += counts[group.name]
+        count[group.kind] += len(removals.get(group.name, ()))
         of_kind[group.kind] += 1
     for kind in sorted(total):
-        yield Diagnostic(Severity.INFO, "prune.removed", "", f"{gone[kind]} of {total[kind]} {kind} removed, in {of_kind[kind]} groups")
+        yield Diagnostic(Severity.INFO, "prune.removed", "", f"{count[kind]} of {total[kind]} {kind} removed, in {of_kind[kind]} groups")
 
 
 def _fits(fits: Sequence[Refit]) -> Iterable[Diagnostic]:

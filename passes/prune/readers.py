@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import fx
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes, PruneGroup
@@ -38,16 +37,6 @@ class Reader:
         assert parameter is not None
         shape: torch.Size = parameter.meta["val"].shape
         return shape
-
-    def matrices(self, graph: fx.GraphModule) -> tuple[torch.Tensor, ...]:
-        """The weight in ``graph``, (outputs, inputs) of each group of the operator, float64."""
-        weight = graphs.tensor(graph, self.inputs.weight).detach().double()
-        return weight.movedim(self.inputs.kind.axis, 0).flatten(1).chunk(self.inputs.groups)
-
-    def bias(self) -> str | None:
-        """The name of the bias, if there is one and nothing else reads it."""
-        found = self.inputs.kind.argument(self.inputs.node, self.inputs.kind.bias)
-        return str(found.target) if found is not None and found.op == "get_attr" and len(found.users) == 1 else None
 
     def along(self, units: Indices) -> Indices:
         """``units`` for each column of ``matrices``: those of a channel follow each other."""

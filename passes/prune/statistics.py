@@ -1,81 +1,53 @@
-"""Means and variances of batch norms whose inputs have changed."""
+"""Batch norms behind what was pruned: their statistics follow what they read now, without training."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import Any
 
 import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
-from edgesmith.passes.observe.inputs import Batches
-from edgesmith.passes.observe.lockstep import Before, lockstep
-from edgesmith.passes.observe.visit import Look, visit
+from edgesmith.passes.observe.abreast import Change, Sight, Values
 from edgesmith.passes.prune.readers import Indices
 
 aten = torch.ops.aten
 
-MOST_BATCHES = 4
-"""So many give the means of a channel over thousands of positions; they are held in memory together."""
+
+def has_statistics(node: fx.Node) -> bool:
+    """Whether ``node`` is a batch norm with a mean and a variance of its own."""
+    return node.target is aten.batch_norm.default and isinstance(node.args[3], fx.Node)
 
 
-def follow_statistics(before: fx.GraphModule, after: fx.GraphModule, kept: Callable[[str], Indices], batches: Batches) -> int:
-    """Move the means and variances of the batch norms of ``after`` as far as what they read has moved from ``before``; how many there are.
-
-    Both see the same samples, ``after`` norm by norm, so that each reads what those before it give now. What did not change stays, however few the samples.
+def following(after: fx.GraphModule, node: fx.Node, kept: Indices) -> Change:
+    """Moves mean and variance of the batch norm ``node`` of ``after`` as far as what it reads has moved; what did not change stays, however few the samples.
 
     Args:
-        before: the unpruned graph.
-        after: the pruned one, with the same node names; its statistics are replaced.
-        kept: name of a tensor of ``before`` -> the indices of its first dimension that ``after`` has.
-        batches: samples, from the first one on.
+        after: the pruned graph; its statistics are replaced.
+        node: in ``after``.
+        kept: the channels of the unpruned graph that it has.
     """
-    norms = [node for node in graphs.operators(after) if node.target is aten.batch_norm.default and isinstance(node.args[3], fx.Node)]
-    if not norms:
-        return 0
-    some = list(islice(batches(), MOST_BATCHES))
-    found = {node.name: _Moments() for node in norms}
-    visit(before, {node: found[node.name].look() for node in before.graph.nodes if node.name in found}, some)
+    read, (mean, variance) = node.args[0], (str(place.target) for place in node.args[3:5] if isinstance(place, fx.Node))
+    assert isinstance(read, fx.Node)
+    name, rows = read.name, torch.from_numpy(kept)
 
-    def moved(node: fx.Node) -> Before:
-        def move(read: Sequence[Any]) -> None:
-            now = _Moments()
-            for x in read:
-                now.add(x)
-            names = [str(place.target) for place in node.args[3:5] if isinstance(place, fx.Node)]
-            rows = torch.from_numpy(kept(names[0]))
-            (old_mean, old_variance), (new_mean, new_variance) = found[node.name].result(), now.result()
-            mean, variance = (graphs.tensor(after, name).double() for name in names)
-            ratio = torch.where(old_variance[rows] > 0, new_variance / old_variance[rows], torch.ones((), dtype=torch.float64))
-            for name, value in zip(names, (mean + new_mean - old_mean[rows], variance * ratio), strict=True):
-                graphs.set_tensor(after, name, value.to(graphs.tensor(after, name).dtype))
+    def change(sight: Sight) -> None:
+        (old_mean, old_variance), (new_mean, new_variance) = (_moments(values) for values in (sight.old(name), sight.new(name)))
+        old_mean, old_variance = old_mean[rows], old_variance[rows]
+        ratio = torch.where(old_variance > 0, new_variance / old_variance, torch.ones((), dtype=torch.float64))
+        _set(after, mean, graphs.tensor(after, mean).double() + new_mean - old_mean)
+        _set(after, variance, graphs.tensor(after, variance).double() * ratio)
 
-        return move
-
-    lockstep(after, {node: moved(node) for node in norms}, some)
-    return len(norms)
+    return change
 
 
-class _Moments:
-    """Mean and variance of each channel, dimension 1, over all that was read."""
+def _set(graph: fx.GraphModule, name: str, value: torch.Tensor) -> None:
+    graphs.set_tensor(graph, name, value.to(graphs.tensor(graph, name).dtype))
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum, self._squares = (torch.zeros((), dtype=torch.float64) for _ in range(2))
 
-    def add(self, x: torch.Tensor) -> None:
-        """Another batch."""
+def _moments(values: Values) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each channel, dimension 1, over all batches."""
+    count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for x in values:
         x = x.transpose(0, 1).flatten(1).double()
-        self._count += x.shape[1]
-        self._sum, self._squares = self._sum + x.sum(1), self._squares + x.square().sum(1)
-
-    def look(self) -> Look:
-        """What adds the inputs of a norm."""
-        return lambda args, kwargs, result: self.add(args[0])
-
-    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance."""
-        mean = self._sum / self._count
-        return mean, (self._squares / self._count - mean.square()).clamp(min=0)
+        count, total, squares = count + x.shape[1], total + x.sum(1), squares + x.square().sum(1)
+    mean = total / count
+    return mean, (squares / count - mean.square()).clamp(min=0)

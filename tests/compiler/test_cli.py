@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
 from edgesmith import __version__
 from edgesmith.compiler import border, cli, doctor
@@ -24,6 +25,7 @@ from edgesmith.compiler.initfile import TEMPLATE
 from edgesmith.compiler.progress import Lines, progress, silent
 from edgesmith.compiler.schema import json_schema
 from edgesmith.compiler.spec import load_file
+from edgesmith.compiler.testing import tiny_model
 
 EDGESMITH = [sys.executable, "-c", "from edgesmith.compiler.cli import main; main()"]
 
@@ -45,7 +47,7 @@ def test_help_imports_nothing_heavy_and_names_every_command(here: Path) -> None:
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("build", "check", "profile", "passes", "targets", "devices", "doctor", "init"):
+    for command in ("build", "check", "axes", "profile", "passes", "targets", "devices", "doctor", "init"):
         assert f"\n  {command} " in done.stdout
     assert "..." not in done.stdout.split("Commands:")[1]
 
@@ -299,3 +301,42 @@ def test_doctor_looks_below_what_edgesmith_itself_requires(tmp_path: Path, monke
     assert [(f.name, f.status) for f in health.direct] == [("mid", "ok"), ("opt", "missing")]
     assert [(f.by, f.name, f.wanted, f.installed, f.status) for f in health.broken] == [("mid", "low", "<2", "2.0", "conflict")]
     assert health.missing_extras == ("litert",)
+
+
+def test_axes_are_shown_as_text_as_json_and_as_a_picture(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    tiny_model().save(here / "model.pt2")
+    assert cli.run(["axes", "model.pt2"]) == 0
+    said = capsys.readouterr().out
+    assert "blocks.1.fc1: 64 units of kind hidden\n  made by   blocks.1.fc1.weight[0], blocks.1.fc1.bias[0]\n  read by   blocks.1.fc2.weight[1]\n" in said
+    assert "blocks.0.qkv:heads: 4 units of kind heads\n  made by   blocks.0.qkv.weight[0] x24, blocks.0.qkv.bias[0] x24\n" in said
+    assert "must stay: an output of the model (output)\n            head.weight[0] of 4, head.bias[0] of 4\n" in said
+    assert "and 4 more" in said.split("patches:residual")[1].split("read by")[0]
+    assert all(len(line) <= 80 for line in said.splitlines())
+
+    for picture in ("axes.svg", "axes.png"):
+        assert cli.run(["axes", "model.pt2", "--json", "--picture", picture]) == 0
+        data = json.loads(capsys.readouterr().out)
+    (residual,) = (g for g in data["groups"] if g["kind"] == "residual")
+    assert not residual["exact"] and residual["size"] == 32
+    assert {"tensor": "head.weight", "dim": 1, "side": "consumer", "slices_per_unit": 1} in residual["members"]
+    assert {"tensor": "head.weight", "dim": 0, "size": 4, "why": "an output of the model", "by": "output"} in data["pinned"]
+    drawn = (here / "axes.svg").read_text()
+    assert all(group["name"] in drawn for group in data["groups"])
+    with Image.open(here / "axes.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 2 * len(data["groups"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.pt2"], "nowhere.pt2: does not exist"),
+        (["notes.txt"], "notes.txt: is no model"),
+        (["model.pt2", "--picture", "axes.gif"], "axes.gif is no picture: .gif is not one of .svg, .png, .pdf"),
+    ],
+)
+def test_axes_of_what_is_no_model_are_refused(arguments: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model().save(here / "model.pt2")
+    (here / "notes.txt").write_text("")
+    assert border.guarded(lambda: cli.run(["axes", *arguments]), ["axes"]) == 2
+    assert said in capsys.readouterr().err

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.bench import Cost
 from edgesmith.compiler.cache import PassCache
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.errors import DefectError, NumericsError, UnsupportedError
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.passbase import Cost, Numerics, Pass, PassContext, PassResult
+from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
 from edgesmith.compiler.pipeline import Pipeline
-from edgesmith.compiler.testing import check_pass, tiny_model
+from edgesmith.compiler.testing import CountedBench, check_pass, tiny_model
 
 runs: list[str] = []
 
@@ -91,8 +92,7 @@ class Prices(Pass):
     trains = True
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        assert ctx.cost is not None
-        said = str(ctx.cost(model).latency_ms)
+        said = str(ctx.need_bench(self.name).cost(model).latency_ms)
         return PassResult(model, False, (Diagnostic(Severity.INFO, "prices", "", said),))
 
 
@@ -136,11 +136,12 @@ def test_a_price_includes_the_later_passes_that_do_not_train() -> None:
     model = tiny_model()
     priced: list[str] = []
 
-    def price(candidate: Model) -> Cost:
-        priced.append(candidate.history[-1].spec)
-        return Cost(1, 2.5, 2.0)
+    class Watched(CountedBench):
+        def cost(self, candidate: Model) -> Cost:
+            priced.append(candidate.history[-1].spec)
+            return Cost(1, 2.5, 2.0)
 
-    result = Pipeline((Prices(), Scale(3), Prices(), Scale(5))).run(model, PassContext(cost=price))
+    result = Pipeline((Prices(), Scale(3), Prices(), Scale(5))).run(model, PassContext(benches={"watched": Watched()}))
     assert priced == ["scale{k=5}", "scale{k=5}"]
     assert result.history[0].diagnostics[0].message == "2.5"
 

@@ -13,6 +13,7 @@ from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes, prove, remove
 from edgesmith.compiler.axes.proof import compare
 from edgesmith.compiler.axes.rescale import rescaled, stretches
+from edgesmith.compiler.axes.widths import Counts
 from edgesmith.compiler.model import Model
 
 STIFF = {
@@ -32,6 +33,7 @@ def check(name: str) -> None:
     pruned = remove(model, removals, axes=axes)
     assert prove(model, pruned, removals, axes=axes, tolerance=1e-12) <= 1e-12
     assert pruned.params < 0.75 * model.params
+    assert _counted(axes, removals) == ((model.macs, model.params), (pruned.macs, pruned.params))
     assert _seen_when_wrong(model, pruned, removals, axes) > 1e-8
     assert {g.name for g in Axes.of(pruned).groups} <= {g.name for g in axes.groups}
     moved, places = _moved_by_rescaling(model, axes)
@@ -40,6 +42,14 @@ def check(name: str) -> None:
     trained = pruned.edit(tensors=True)
     trained(*pruned.example_inputs()).square().mean().backward()
     assert sum(p.grad is not None for p in trained.parameters()) > len(list(trained.parameters())) // 2
+
+
+def _counted(axes: Axes, removals: dict[str, list[int]]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Multiply-accumulates and parameters before and after, from the widths alone."""
+    counts = Counts(axes, {g.axis for g in axes.groups})
+    sizes = {g.axis: np.array(g.size) for g in axes.groups}, {g.axis: np.array(g.size - len(removals[g.name])) for g in axes.groups}
+    before, after = ((sum(float(v.of(w)) for v in counts.macs()), sum(float(v.of(w)) for v in counts.parameters())) for w in sizes)
+    return before, after
 
 
 def _moved_by_rescaling(model: Model, axes: Axes) -> tuple[float, int]:

@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from edgesmith.compiler.bench import Cost
 from edgesmith.compiler.budget import Budget
 from edgesmith.compiler.data import PassData
 from edgesmith.compiler.diagnostics import Severity
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
-from edgesmith.compiler.passbase import Cost, PassContext
+from edgesmith.compiler.passbase import PassContext
 from edgesmith.passes.distill.candidates import students
 from edgesmith.passes.distill.scores import Entry, over_budget, standard_error, winner
 from edgesmith.passes.distill.select import SelectStudent
 from edgesmith.passes.train.recover import Recover
-from edgesmith.testing import TinyConvNet, TinyTransformer, check_pass, tiny_data, tiny_model
+from edgesmith.testing import CountedBench, TinyConvNet, TinyTransformer, check_pass, tiny_data, tiny_model
 
 
 def accuracy(data: PassData) -> object:
@@ -35,7 +36,7 @@ def taught() -> tuple[Model, PassContext]:
     """A tiny transformer that has learned its data, and a context in which 1 MAC takes 1 ns and a parameter 1 byte."""
     data = tiny_data(256).for_passes()
     fresh = tiny_model()
-    ctx = PassContext(data=data, teacher=fresh, evaluate=accuracy(data), cost=lambda m: Cost(m.params, m.macs * 1e-6, m.macs * 1e-6))  # type: ignore[arg-type]
+    ctx = PassContext(data=data, teacher=fresh, evaluate=accuracy(data), benches={"counted": CountedBench()})  # type: ignore[arg-type]
     taught = Recover(epochs=25, lr=3e-3, batch_size=32, label_weight=20).run(fresh, ctx).model
     return taught, replace(ctx, teacher=taught)
 
@@ -135,7 +136,7 @@ def test_distilling_the_winner_helps(taught: tuple[Model, PassContext]) -> None:
 
 def test_without_evaluation_the_loss_decides_and_without_prices_nothing_is_dropped(taught: tuple[Model, PassContext]) -> None:
     teacher, ctx = taught
-    result = QUICK.run(teacher, replace(ctx, evaluate=None, cost=None, budget=Budget(size_mb=1e-9)))
+    result = QUICK.run(teacher, replace(ctx, evaluate=None, benches={}, budget=Budget(size_mb=1e-9)))
     assert "select-student.not-priced" in {d.code for d in result.diagnostics}
     assert all(c.accuracy is None and c.latency_ms is None for c in result.candidates)
     assert result.model is teacher

@@ -20,8 +20,9 @@ from edgesmith.compiler.passbase import PassContext
 from edgesmith.compiler.quantplan import QuantPlan
 from edgesmith.compiler.spec import format_pass, parse_pass
 from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_data, tiny_model
+from edgesmith.passes.prune.candidates import KINDS
 from edgesmith.passes.prune.importance import IMPORTANCES
-from edgesmith.passes.prune.prune import Prune, least_important
+from edgesmith.passes.prune.prune import Prune, gone
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +47,12 @@ def sizes(model: Model) -> dict[str, list[int]]:
     [
         ({"ratio": 0.4}, {"residual": [32], "heads": [2, 2], "head_dim": [8, 8], "hidden": [38, 38]}),
         ({"ratio": 0.25, "heads": 0.0}, {"residual": [32], "heads": [4, 4], "head_dim": [8, 8], "hidden": [48, 48]}),
-        ({"ratio": 0.25, "residual": True, "head_dim": True}, {"residual": [24], "heads": [3, 3], "head_dim": [6, 6], "hidden": [48, 48]}),
+        ({"ratio": 0.25, "kinds": KINDS}, {"residual": [24], "heads": [3, 3], "head_dim": [6, 6], "hidden": [48, 48]}),
         ({"ratio": 0.4, "round_to": 8}, {"residual": [32], "heads": [2, 2], "head_dim": [8, 8], "hidden": [40, 40]}),
         ({"ratio": 0.9, "least": 20}, {"residual": [32], "heads": [4, 4], "head_dim": [8, 8], "hidden": [20, 20]}),
         ({"ratio": 0.4, "exclude": ("blocks.0",)}, {"residual": [32], "heads": [4, 2], "head_dim": [8, 8], "hidden": [64, 38]}),
+        ({"ratio": 0.4, "include": ("blocks.1",)}, {"residual": [32], "heads": [4, 2], "head_dim": [8, 8], "hidden": [64, 38]}),
+        ({"ratio": 0.4, "include": ("*.fc1",), "exclude": ("blocks.0",)}, {"residual": [32], "heads": [4, 4], "head_dim": [8, 8], "hidden": [64, 38]}),
         ({"ratio": 0.4, "exclude": ("*.qkv", "blocks.1.fc1")}, {"residual": [32], "heads": [4, 4], "head_dim": [8, 8], "hidden": [38, 64]}),
     ],
 )
@@ -77,7 +80,7 @@ def test_units_that_nothing_depends_on_go_first(importance: str, ctx: PassContex
     axes = Axes.of(model)
     groups = [axes.group(name) for name in faint]
     scores = IMPORTANCES[importance].score(axes, groups, ctx, 64)
-    assert least_important(scores, dict.fromkeys(faint, 4)) == faint
+    assert gone(axes, scores, dict.fromkeys(faint, 60)) == faint
 
 
 def test_taylor_predicts_what_switching_a_unit_off_costs(ctx: PassContext) -> None:
@@ -188,3 +191,33 @@ def test_a_convolutional_net_and_a_fixed_batch() -> None:
     split = Split((rng.normal(size=(7, 1, 8, 8)).astype(np.float32),), rng.integers(0, 4, 7))
     pruned = Prune(ratio=0.5, samples=7).run(model, PassContext(data=PassData(split, split))).model
     assert sizes(pruned) == {"residual": [16], "channels": [16, 4]}
+
+
+class Stages(nn.Module):
+    """Two MLPs of one structure and different widths, and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 2, 3, padding=1)
+        self.first, self.second = (nn.Sequential(nn.Linear(128, hidden), nn.GELU(), nn.Linear(hidden, 128)) for hidden in (20, 40))
+        self.head = nn.Linear(128, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mix(torch.relu(self.conv(x))).flatten(1)
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+def test_groups_of_one_structure_are_ranked_together(ctx: PassContext) -> None:
+    """The units of the first MLP are made to count for less than those of the second: it gives most of what is asked of both, the convolution its share."""
+    torch.manual_seed(0)
+    module = Stages().eval()
+    with torch.no_grad():
+        module.first[0].weight *= 0.1
+        module.first[2].weight *= 0.1
+    model = Model.from_module(module, (torch.randn(2, 1, 8, 8),))
+    pruned = Prune(ratio=0.3, ranking="isomorphic", importance="l2", include=("conv", "first.0", "second.0"), least=3).run(model, ctx).model
+    kept = {g.name: g.size for g in Axes.of(pruned).groups}
+    assert (kept["first.0"], kept["second.0"], kept["conv"]) == (3, 39, 4)
+    each = Prune(ratio=0.3, importance="l2", include=("conv", "first.0", "second.0"), least=3).run(model, ctx).model
+    kept = {g.name: g.size for g in Axes.of(each).groups}
+    assert (kept["first.0"], kept["second.0"], kept["conv"]) == (14, 28, 4)

@@ -1,0 +1,154 @@
+"""How sizes follow the widths of groups: elements, parameters and multiply-accumulates as sums of products of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx, nn
+
+from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.axes.analysis import Axes
+from edgesmith.compiler.axes.axes import Axis, Term, resolve
+from edgesmith.compiler.axes.groups import named_shapes
+from edgesmith.compiler.weighted import CONVOLUTIONS, LINEARS, weighted
+
+aten = torch.ops.aten
+
+Values = npt.NDArray[np.float64]
+Widths = Mapping[Axis, Values]
+"""Axis -> its widths, in arrays that broadcast with each other."""
+
+PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.mm.default})
+ATTENTION = aten.scaled_dot_product_attention.default
+
+
+@dataclass(frozen=True)
+class Monomial:
+    """``constant`` times the widths of ``axes``."""
+
+    constant: int
+    axes: tuple[Axis, ...] = ()
+
+    def of(self, widths: Widths, tile: int = 1) -> Values:
+        """The value, rounded up to a multiple of ``tile``."""
+        value = np.asarray(prod((widths[axis] for axis in self.axes), start=np.float64(self.constant)))
+        return value if tile == 1 else np.ceil(value / tile) * tile
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A product of what is counted once for each position, output and input of an operator."""
+
+    positions: Monomial
+    outputs: Monomial = Monomial(1)
+    inputs: Monomial = Monomial(1)
+
+    @classmethod
+    def one(cls) -> Volume:
+        """What is counted once."""
+        return cls(Monomial(1))
+
+    @property
+    def axes(self) -> frozenset[Axis]:
+        """The axes that it depends on."""
+        return frozenset(self.positions.axes + self.outputs.axes + self.inputs.axes)
+
+    def of(self, widths: Widths, tiles: tuple[int, int] = (1, 1)) -> Values:
+        """The value, with outputs and inputs rounded up to multiples of ``tiles``."""
+        return np.asarray(self.positions.of(widths) * self.outputs.of(widths, tiles[0]) * self.inputs.of(widths, tiles[1]))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Volumes of a model at batch 1, where the axes in ``free`` may change their widths and all others keep them."""
+
+    axes: Axes
+    free: Set[Axis]
+
+    def parameters(self) -> list[Volume]:
+        """Elements of all parameters."""
+        is_parameter = {name: isinstance(self.axes.state.tensor(name), nn.Parameter) for name, _ in named_shapes(self.axes.state)}
+        return [v for name, shape in named_shapes(self.axes.state) if is_parameter[name] for v in self._elements(shape)]
+
+    def elements(self, node: fx.Node) -> list[Volume]:
+        """What ``node`` reads that the model computes, and what it gives."""
+        read = [other for other in node.all_input_nodes if other.op == "call_function"]
+        return [volume for one in (*read, node) for volume in self._of_value(one)]
+
+    def work(self, node: fx.Node) -> list[Volume]:
+        """Multiply-accumulates of ``node``; nothing where it is no product."""
+        kind = weighted(node)
+        values = self.axes.state.values
+        if kind is not None:
+            weight, read = kind.argument(node, kind.weight), kind.argument(node, kind.activation)
+            assert weight is not None and read is not None
+            shape, given, made = values[weight], values[read], values[node]
+            assert isinstance(shape, tuple) and isinstance(given, tuple) and isinstance(made, tuple)
+            if node.target in LINEARS:
+                return self._product(made[:-1], shape[kind.axis], shape[1 - kind.axis])
+            if node.target in CONVOLUTIONS:
+                positions = given if kind.transposed else made
+                spread = tuple(term for dim, term in enumerate(positions) if dim != len(positions) - len(shape) + 1)
+                return self._product((*spread, *shape[2:]), shape[kind.axis], shape[1 - kind.axis])
+        if node.target in PRODUCTS:
+            left, right = (values[a] for a in node.args[:2])  # type: ignore[index]
+            made = values[node]
+            assert isinstance(left, tuple) and isinstance(right, tuple) and isinstance(made, tuple)
+            return self._product(made[:-1], made[-1] if len(right) > 1 else (), left[-1])
+        if node.target is ATTENTION:
+            query, key, value = (values[a] for a in node.args[:3])  # type: ignore[index]
+            assert isinstance(query, tuple) and isinstance(key, tuple) and isinstance(value, tuple)
+            return [*self._product(query[:-1], key[-2], query[-1]), *self._product(query[:-1], value[-1], key[-2])]
+        return []
+
+    def macs(self) -> list[Volume]:
+        """Multiply-accumulates of all operators."""
+        return [volume for node in graphs.operators(self.axes.model.graph) for volume in self.work(node)]
+
+    def _of_value(self, node: fx.Node) -> Iterator[Volume]:
+        shape = self.axes.state.values.get(node)
+        for one in shape if isinstance(shape, list) else [shape]:
+            if isinstance(one, tuple):
+                yield from self._elements(one)
+
+    def _elements(self, shape: Sequence[Term]) -> list[Volume]:
+        return [Volume(monomial) for monomial in self._products(shape)]
+
+    def _product(self, positions: Sequence[Term], outputs: Term, inputs: Term) -> list[Volume]:
+        several = product(self._products(positions), self._extent(outputs), self._extent(inputs))
+        return [Volume(p, o, i) for p, o, i in several]
+
+    def _products(self, shape: Iterable[Term]) -> list[Monomial]:
+        return [_multiplied(parts) for parts in product(*(self._extent(term) for term in shape))]
+
+    def _extent(self, term: Term) -> list[Monomial]:
+        """The size of a dimension, as a sum."""
+        return [_multiplied(parts) for parts in product(*(self._size(axis) for axis in resolve(term)))]
+
+    def _size(self, axis: Axis) -> list[Monomial]:
+        if axis in self.free:
+            return [Monomial(1, (axis,))]
+        if axis.parts is not None:
+            found = [monomial for part in axis.parts for monomial in self._extent(part)]
+            fixed = sum(monomial.constant for monomial in found if not monomial.axes)
+            return [*(monomial for monomial in found if monomial.axes), *([Monomial(fixed)] if fixed else [])]
+        return [Monomial(1 if axis in self._batch else axis.size)]
+
+    @cached_property
+    def _batch(self) -> Set[Axis]:
+        model = self.axes.model
+        if not model.dynamic_batch:
+            return frozenset()
+        values = (self.axes.state.values[node] for node in model.graph.graph.find_nodes(op="placeholder"))
+        return frozenset(axis for shape in values if isinstance(shape, tuple) and shape for axis in resolve(shape[0]))
+
+
+def _multiplied(parts: Sequence[Monomial]) -> Monomial:
+    return Monomial(prod(part.constant for part in parts), tuple(axis for part in parts for axis in part.axes))

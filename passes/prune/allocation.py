@@ -1,0 +1,284 @@
+"""How many units each group keeps, so that a model meets limits at the least loss: what widths cost is counted, or measured on a target.
+
+The latency of the model as a function of its widths is fitted to files of random widths, the choice is a knapsack, and what it chose is measured; where that is
+not what was wanted, the measurement joins the fit and corrects its scale, and the choice is made again (as NetAdapt, Yang et al., ECCV 2018, and ZipLM,
+Kurtić et al., NeurIPS 2023, section 3.2, close the loop).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgesmith.compiler.axes import Axes
+from edgesmith.compiler.axes.axes import Axis
+from edgesmith.compiler.axes.widths import Counts
+from edgesmith.compiler.bench import Bench
+from edgesmith.compiler.diagnostics import Diagnostic, Severity
+from edgesmith.compiler.errors import UnsupportedError
+from edgesmith.compiler.model import Model
+from edgesmith.compiler.profile.latency_model import LatencyModel, Measured, Part, fit
+from edgesmith.passes.prune.knapsack import Table, solve
+from edgesmith.passes.prune.losses import Curve
+
+MOST_WIDTHS = 24
+"""Choices of one group; more where there are few groups."""
+WIDTHS_IN_ALL = 192
+FILES = 10
+"""Of random widths that are measured, beside the model as it is."""
+NARROWEST = 0.2
+"""Share of a group's units that a file of random widths keeps at least."""
+ROUNDS = 3
+CLOSE = 0.03
+"""A measured latency this near to its limit, as a share of it, is taken."""
+
+Widths = dict[str, int]
+"""Group name -> units that it keeps."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be met, all that is not None: shares of the present latency, multiply-accumulates and parameters; or milliseconds of the latency."""
+
+    latency: float | None = None
+    latency_ms: float | None = None
+    macs: float | None = None
+    params: float | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether it takes measurements to meet it."""
+        return self.latency is not None or self.latency_ms is not None
+
+    def __post_init__(self) -> None:
+        for option, share in (("latency", self.latency), ("macs", self.macs), ("params", self.params)):
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{option} is the share of the present that is left: above 0 and at most 1, not {share}")
+        if self.latency_ms is not None and not self.latency_ms > 0:
+            raise ValueError(f"latency_ms is above 0, not {self.latency_ms}")
+        if self.latency is not None and self.latency_ms is not None:
+            raise ValueError("latency and latency_ms say the same in two ways: give one")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The widths that were chosen, and what there is to say about it."""
+
+    widths: Widths
+    remarks: tuple[Diagnostic, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Groups that may be made narrower, in steps of ``round_to`` units: what that loses, and ``narrowed``, the model of given widths."""
+
+    axes: Axes
+    curves: Mapping[str, Curve]
+    narrowed: Callable[[Widths], Model]
+    round_to: int = 1
+    seed: int = 0
+    progress: Callable[[int, int, str], None] = field(default=lambda done, total, text: None)
+
+    @property
+    def free(self) -> frozenset[Axis]:
+        """The axes of the groups."""
+        return frozenset(self.axes.group(name).axis for name in self.curves)
+
+    @property
+    def present(self) -> Widths:
+        """The widths as they are."""
+        return {name: self.axes.group(name).size for name in self.curves}
+
+    def by_axis(self, widths: Mapping[str, int]) -> dict[Axis, int]:
+        """``widths`` by axis."""
+        return {self.axes.group(name).axis: width for name, width in widths.items()}
+
+    def choices(self, steps: Mapping[str, int]) -> dict[str, npt.NDArray[np.int64]]:
+        """The widths of each group, falling from its size, in whole ``steps``; evenly spread where they are many."""
+        most = max(MOST_WIDTHS, WIDTHS_IN_ALL // len(self.curves))
+        found = {}
+        for name, curve in self.curves.items():
+            size = self.axes.group(name).size
+            step = max(self.round_to, steps.get(name, 1))
+            wanted = np.array([w for w in range((size - 1) // step * step, 0, -step) if w >= size - curve.most], dtype=np.int64)
+            lowest = -(-(size - curve.most) // self.round_to) * self.round_to
+            if lowest < min([size, *wanted]):
+                wanted = np.append(wanted, lowest)
+            if len(wanted) > most - 1:
+                wanted = wanted[np.unique(np.linspace(0, len(wanted) - 1, most - 1).round().astype(int))]
+            found[name] = np.array([size, *wanted], dtype=np.int64)
+        return found
+
+
+def allocate(problem: Problem, goal: Goal, bench: Bench | None) -> Allocation:
+    """The widths that meet ``goal`` at the least loss. ``bench`` is needed where it is about time.
+
+    Raises:
+        UnsupportedError: no widths meet it; the nearest that can be met is told.
+    """
+    counts = Counts(problem.axes, problem.free)
+    limits = [
+        _Limit(option, [Part(1.0, volume) for volume in volumes], share)
+        for option, volumes, share in (("macs", counts.macs(), goal.macs), ("params", counts.parameters(), goal.params))
+        if share is not None
+    ]
+    if not goal.timed:
+        return Allocation(_chosen(problem, limits))
+    assert bench is not None
+    return _Loop(problem, goal, bench, limits).run()
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """At most ``share`` of what the model costs as it is. ``parts`` tell what widths cost; their share of the present is too small by the factor ``scale``."""
+
+    option: str
+    parts: Sequence[Part]
+    share: float
+    scale: float = 1.0
+
+    def cost(self, widths: Mapping[Axis, int]) -> float:
+        """Of the model with ``widths``."""
+        at = {axis: np.array(width, dtype=np.float64) for axis, width in widths.items()}
+        return sum((part.ms * float(part.volume.of(at, part.tiles)) for part in self.parts), start=0.0)
+
+
+def _chosen(problem: Problem, limits: Sequence[_Limit]) -> Widths:
+    """The widths of least loss within ``limits``."""
+    present = problem.by_axis(problem.present)
+    choices = problem.choices(_steps(problem, limits))
+    found = _tables(problem, choices, limits)
+    most = [limit.share / limit.scale * limit.cost(present) for limit in limits]
+    chosen = solve({name: len(widths) for name, widths in choices.items()}, found, most, problem.seed)
+    if chosen is None:
+        narrow = problem.by_axis({name: int(widths[-1]) for name, widths in choices.items()})
+        shares = [limit.scale * limit.cost(narrow) / limit.cost(present) for limit in limits]
+        nearest, share = max(zip(limits, shares, strict=True), key=lambda one: one[1] / one[0].share)
+        raise UnsupportedError(
+            f"no widths meet {nearest.option}={nearest.share:.3g}",
+            why=f"the narrowest that may be chosen still take {share:.3g} of what the model takes now",
+            hint=f"ask for {nearest.option}={share * (1 + CLOSE):.2g} or more, or let more go: kinds, include, exclude, least",
+        )
+    return {name: int(choices[name][place]) for name, place in chosen.items()}
+
+
+def _steps(problem: Problem, limits: Sequence[_Limit]) -> dict[str, int]:
+    """For each group the widest step of the kernels that make or read it, where it has four of them at least."""
+    steps: dict[Axis, int] = {}
+    for limit in limits:
+        for part in limit.parts:
+            for monomial, tile in ((part.volume.outputs, part.tiles[0]), (part.volume.inputs, part.tiles[1])):
+                for axis in monomial.axes:
+                    inner = monomial.constant if len(monomial.axes) == 1 else 1
+                    steps[axis] = max(steps.get(axis, 1), tile // np.gcd(tile, inner))
+    found = {name: int(steps.get(problem.axes.group(name).axis, 1)) for name in problem.curves}
+    return {name: step for name, step in found.items() if 4 * step <= problem.axes.group(name).size}
+
+
+def _tables(problem: Problem, choices: Mapping[str, npt.NDArray[np.int64]], limits: Sequence[_Limit]) -> list[Table]:
+    """The loss of every choice, and what it costs of each limit."""
+    rows = 1 + len(limits)
+    found = []
+    for name, widths in choices.items():
+        values = np.zeros((rows, len(widths)))
+        values[0] = problem.curves[name].at(problem.axes.group(name).size - widths)
+        found.append(Table((name,), values))
+    names = {problem.axes.group(name).axis: name for name in choices}
+    sums: dict[tuple[Axis, ...], npt.NDArray[np.float64]] = {}
+    for row, limit in enumerate(limits, 1):
+        for part in limit.parts:
+            axes = tuple(axis for axis in names if axis in part.volume.axes)
+            grid = np.meshgrid(*(choices[names[axis]].astype(np.float64) for axis in axes), indexing="ij")
+            values = part.ms * part.volume.of(dict(zip(axes, grid, strict=True)), part.tiles)
+            sums.setdefault(axes, np.zeros((rows, *(len(choices[names[axis]]) for axis in axes))))[row] += values
+    return found + [Table(tuple(names[axis] for axis in axes), values) for axes, values in sums.items()]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Widths that were measured: their share of the present latency, and the share that was wanted then."""
+
+    widths: Widths
+    share: float
+    wanted: float
+
+    @property
+    def off(self) -> float:
+        """How far from what was wanted, as a share of it; positive where it is too slow."""
+        return self.share / self.wanted - 1
+
+
+@dataclass
+class _Loop:
+    """Choose, measure, correct."""
+
+    problem: Problem
+    goal: Goal
+    bench: Bench
+    limits: Sequence[_Limit]
+    measured: list[Measured] = field(default_factory=list)
+    tried: list[_Tried] = field(default_factory=list)
+
+    def run(self) -> Allocation:
+        """At most three rounds."""
+        wanted = self.goal.latency if self.goal.latency_ms is None else self.goal.latency_ms / self.bench.cost(self.problem.axes.model).latency_ms
+        assert wanted is not None
+        if wanted >= 1:
+            return Allocation(self.problem.present)
+        for widths in self._files():
+            self._measure(widths)
+        while len(self.tried) < ROUNDS and not any(abs(one.off) <= CLOSE for one in self.tried):
+            widths = self._choice(wanted)
+            if any(one.widths == widths for one in self.tried):
+                break
+            wanted = self._try(widths, wanted)
+        best = min(self.tried, key=lambda one: (abs(one.off) > CLOSE, one.off > CLOSE, abs(one.off)))
+        return Allocation(best.widths, (self._said(best),))
+
+    def _choice(self, wanted: float) -> Widths:
+        """The widths of least loss that are predicted to take the share ``wanted``."""
+        model = fit(self.problem.axes, self.problem.free, self.measured)
+        last = self.tried[-1] if self.tried else None
+        scale = 1.0 if last is None else last.share / self._share(model, last.widths)
+        return _chosen(self.problem, [_Limit("latency", list(model.parts()), wanted, scale), *self.limits])
+
+    def _try(self, widths: Widths, wanted: float) -> float:
+        """Measure what was chosen; the share that is wanted, by what the model as it is took this time."""
+        problem, number = self.problem, len(self.tried) + 1
+        problem.progress(number - 1, ROUNDS, f"measure what was chosen, round {number}")
+        found = self.bench.paired(problem.axes.model, problem.narrowed(widths))
+        if self.goal.latency_ms is not None:
+            wanted = self.goal.latency_ms / found.base_ms.value
+        self.tried.append(_Tried(widths, found.share.value, wanted))
+        if abs(self.tried[-1].off) > CLOSE and number < ROUNDS:
+            self._measure(widths)
+        return wanted
+
+    def _share(self, model: LatencyModel, widths: Widths) -> float:
+        return model.ms(self.problem.by_axis(widths)) / model.ms(self.problem.by_axis(self.problem.present))
+
+    def _files(self) -> Iterator[Widths]:
+        """The model as it is, and random widths that fill the space evenly."""
+        from scipy.stats import qmc
+
+        present = self.problem.present
+        yield present
+        lowest = {name: max(size - self.problem.curves[name].most, 1, round(NARROWEST * size)) for name, size in present.items()}
+        for sample in qmc.LatinHypercube(len(present), rng=np.random.default_rng(self.problem.seed)).random(FILES):
+            yield {name: round(lowest[name] + share * (size - lowest[name])) for (name, size), share in zip(present.items(), sample, strict=True)}
+
+    def _measure(self, widths: Widths) -> None:
+        self.problem.progress(len(self.measured), 1 + FILES, "time files of random widths")
+        profile = self.bench.operators(self.problem.narrowed(widths))
+        self.measured.append(Measured(self.problem.by_axis(widths), profile))
+
+    def _said(self, best: _Tried) -> Diagnostic:
+        rounds = f"{len(self.tried)} round{'s' if len(self.tried) > 1 else ''}"
+        message = f"{best.share:.3f} of the latency before, {best.wanted:.3f} wanted, in {rounds} of choosing and measuring"
+        if best.off <= CLOSE:
+            beyond = "" if best.off >= -CLOSE else "; what comes nearest to it: widths that keep more are too slow"
+            return Diagnostic(Severity.INFO, "prune.latency", "", message + beyond)
+        return Diagnostic(Severity.WARNING, "prune.latency-missed", "", message, "the machine may be too restless, or ask for a little less")

@@ -1,0 +1,231 @@
+"""Limits on time and on counts are met at the least loss; time is that of a bench whose kernels are known, and work in steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import fx
+
+from edgesmith import Model, PassContext, Pipeline
+from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.axes import Axes, remove
+from edgesmith.compiler.axes.widths import Counts
+from edgesmith.compiler.bench import Bench, Cost, Paired
+from edgesmith.compiler.budget import Interval
+from edgesmith.compiler.errors import SpecError, UnsupportedError
+from edgesmith.compiler.profile.latency_model import Measured, fit
+from edgesmith.compiler.profile.operator_types import Category, OperatorProfile, OperatorTime
+from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_data, tiny_model
+from edgesmith.compiler.weighted import weighted
+from edgesmith.passes.prune.allocation import Goal, Problem, allocate
+from edgesmith.passes.prune.losses import Curve
+
+
+def padded(count: int, tile: int) -> int:
+    return -(-count // tile) * tile
+
+
+def kernel_ms(node: fx.Node) -> float:
+    """A constant, and a price for each multiply-accumulate: outputs in steps of 8, inputs of 4."""
+    kind = weighted(node)
+    if not isinstance(node.meta["val"], torch.Tensor):
+        return 0.0
+    if kind is None:
+        return 0.01 + 1e-6 * node.meta["val"][:1].numel()
+    weight = kind.argument(node, kind.weight)
+    assert weight is not None
+    shape = weight.meta["val"].shape
+    positions = node.meta["val"][:1].numel() // shape[kind.axis] * (shape.numel() // shape[0] // shape[1])
+    return 0.002 + 1e-5 * positions * padded(shape[kind.axis], 8) * padded(shape[1 - kind.axis], 4)
+
+
+@dataclass
+class KnownBench(Bench):
+    """``whole`` is what a call takes, from what its operators do; ``moods`` are factors on the times that one measurement after the other shows."""
+
+    whole: float = 1.0
+    moods: tuple[float, ...] = (1.0,)
+    paired_with: list[float] = field(default_factory=list)
+    timed: int = 0
+
+    def ms(self, model: Model) -> float:
+        return sum(kernel_ms(node) for node in graphs.operators(model.graph)) ** self.whole
+
+    def cost(self, model: Model) -> Cost:
+        return Cost(model.params, self.ms(model), self.ms(model))
+
+    def paired(self, base: Model, new: Model) -> Paired:
+        share = self.ms(new) / self.ms(base)
+        self.paired_with.append(share)
+        return Paired(Interval.exact(share), Interval.exact(self.ms(base)))
+
+    def operators(self, model: Model) -> OperatorProfile:
+        mood = self.moods[self.timed % len(self.moods)]
+        self.timed += 1
+        times = [(node, kernel_ms(node) * mood) for node in graphs.operators(model.graph)]
+        total = sum(ms for _, ms in times)
+        rows = tuple(OperatorTime(n.name, str(n.target), (graphs.source(n),), "", ms, ms / total, Category.FAST) for n, ms in times)
+        return OperatorProfile("instrumented", total, total, 10, 1, "1", rows)
+
+
+def context(bench: Bench | None = None) -> PassContext:
+    return PassContext(data=tiny_data(64).for_passes(), benches={} if bench is None else {"known": bench})
+
+
+@pytest.mark.parametrize(("kind", "kernel"), [(TinyTransformer, "linear"), (TinyConvNet, "convolution")])
+def test_the_latency_model_finds_the_steps_and_predicts_widths_it_has_not_seen(kind: type, kernel: str) -> None:
+    model = tiny_model(kind)
+    axes, bench = Axes.of(model), KnownBench(moods=(1.0, 1.3, 0.9, 1.1))
+    groups = [g for g in axes.groups if g.kind in {"hidden", "channels", "heads", "residual"}]
+    rng = np.random.default_rng(0)
+
+    def narrowed(widths: dict[str, int]) -> Model:
+        return remove(model, {name: range(width, axes.group(name).size) for name, width in widths.items()}, axes=axes)
+
+    def chosen() -> dict[str, int]:
+        return {g.name: int(rng.integers(max(1, g.size // 4), g.size + 1)) for g in groups}
+
+    present = {g.name: g.size for g in groups}
+    files = [present, *(chosen() for _ in range(12))]
+    measured = [Measured({axes.group(n).axis: w for n, w in widths.items()}, bench.operators(narrowed(widths))) for widths in files]
+    found = fit(axes, {g.axis for g in groups}, measured)
+    assert found.tiles[kernel] == (8, 4)
+    for _ in range(5):
+        widths = chosen()
+        assert found.ms({axes.group(n).axis: w for n, w in widths.items()}) == pytest.approx(bench.ms(narrowed(widths)), rel=0.03)
+
+
+class Wide(TinyTransformer):
+    """Wide enough for steps of eight to be fine ones."""
+
+    def __init__(self) -> None:
+        super().__init__(width=64, depth=3)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
+@pytest.mark.parametrize("whole", [1.0, 1.2], ids=["as predicted", "not as predicted"])
+def test_a_share_of_the_latency_is_met_within_three_rounds(share: float, whole: float) -> None:
+    bench, model = KnownBench(whole), tiny_model(Wide)
+    after = Pipeline.parse(f"prune{{latency={share},kinds=[hidden,heads,residual],importance=l2}}").run(model, context(bench))
+    assert bench.ms(after) / bench.ms(model) == pytest.approx(share, rel=0.03)
+    assert len(bench.paired_with) <= 3
+
+
+def test_where_steps_are_coarse_the_nearest_below_is_taken() -> None:
+    """Of 32 channels in steps of eight, 24 take more than four fifths of the time."""
+    bench, model = KnownBench(), tiny_model(TinyConvNet)
+    after = Pipeline.parse("prune{latency=0.8,include=[expand],importance=l2}").run(model, context(bench))
+    assert {g.name: g.size for g in Axes.of(after).groups}["expand"] == 16
+    assert bench.ms(after) < 0.7 * bench.ms(model)
+    (said,) = (d for d in after.history[-1].diagnostics if d.code == "prune.latency")
+    assert "widths that keep more are too slow" in said.message
+    assert len(bench.paired_with) == 1
+
+
+def test_milliseconds_are_met(tmp_path: Path) -> None:
+    bench, model = KnownBench(), tiny_model()
+    wanted = 0.7 * bench.ms(model)
+    after = Pipeline.parse(f"prune{{latency_ms={wanted},importance=l2}}").run(model, context(bench))
+    assert bench.ms(after) == pytest.approx(wanted, rel=0.03)
+    unchanged = Pipeline.parse(f"prune{{latency_ms={bench.ms(model) * 1.1},importance=l2}}").run(model, context(bench))
+    assert unchanged.fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("resource", ["macs", "params"])
+@pytest.mark.parametrize("kind", [TinyTransformer, TinyConvNet])
+def test_counts_are_met(resource: str, kind: type) -> None:
+    model = tiny_model(kind)
+    after = Pipeline.parse(f"prune{{{resource}=0.6,importance=l2,kinds=[channels,hidden,heads,residual]}}").run(model, context())
+    assert 0.5 <= getattr(after, resource) / getattr(model, resource) <= 0.6 + 1e-9
+
+
+def test_what_reads_is_fitted_anew_where_losses_are_measured_with_it() -> None:
+    model = tiny_model()
+    after = Pipeline.parse("prune{macs=0.7,importance=obs,reconstruct=true}").run(model, context())
+    assert after.macs <= 0.7 * model.macs
+    assert "prune.reconstructed" in {d.code for d in after.history[-1].diagnostics}
+
+
+def test_several_limits_hold_together() -> None:
+    bench, model = KnownBench(), tiny_model()
+    after = Pipeline.parse("prune{latency=0.8,params=0.5,importance=l2,kinds=[channels,hidden,heads,residual]}").run(model, context(bench))
+    assert after.params <= 0.5 * model.params
+    assert bench.ms(after) <= 0.83 * bench.ms(model)
+
+
+def test_the_choice_is_that_of_least_loss_among_all() -> None:
+    """Two hidden groups and a limit on multiply-accumulates, small enough to try every pair of widths."""
+    model = tiny_model()
+    axes = Axes.of(model)
+    groups = [g for g in axes.groups if g.kind == "hidden"]
+    curves = {g.name: Curve((20, 40, 60), values, 60) for g, values in zip(groups, ((0.1, 0.2, 2.0), (0.01, 0.5, 0.6)), strict=True)}
+    problem = Problem(axes, curves, lambda widths: model)
+    counts = Counts(axes, problem.free)
+
+    def macs(widths: dict[str, int]) -> float:
+        at = {axis: np.float64(width) for axis, width in problem.by_axis(widths).items()}
+        return sum(float(volume.of(at)) for volume in counts.macs())
+
+    def loss(widths: dict[str, int]) -> float:
+        return sum(float(curves[g.name].at(np.array([g.size - widths[g.name]]))[0]) for g in groups)
+
+    assert macs(problem.present) == model.macs
+    for share in (0.9, 0.8, 0.7):
+        found = allocate(problem, Goal(macs=share), None).widths
+        every = ({g.name: w for g, w in zip(groups, pair, strict=True)} for pair in product(range(4, 65), repeat=2))
+        best = min(loss(widths) for widths in every if macs(widths) <= share * model.macs)
+        assert loss(found) == pytest.approx(best, abs=1e-12)
+
+
+def test_what_no_width_can_meet_is_refused_with_the_nearest_that_can_be_met() -> None:
+    model = tiny_model()
+    with pytest.raises(UnsupportedError, match=r"no widths meet macs=0\.01") as refused:
+        Pipeline.parse("prune{macs=0.01,importance=l2}").run(model, context())
+    share = float(refused.value.hint.split("macs=")[1].split()[0])
+    after = Pipeline.parse(f"prune{{macs={share},importance=l2}}").run(model, context())
+    assert after.macs <= share * model.macs
+    with pytest.raises(UnsupportedError, match=r"no widths meet latency=0\.02"):
+        Pipeline.parse("prune{latency=0.02,importance=l2}").run(model, context(KnownBench()))
+
+
+def test_time_needs_a_target_and_loss_needs_data() -> None:
+    with pytest.raises(UnsupportedError, match="needs a target to measure on"):
+        Pipeline.parse("prune{latency=0.5,importance=l2}").run(tiny_model(), context())
+    with pytest.raises(UnsupportedError, match="no target 'litret'") as wrong:
+        Pipeline.parse("prune{latency=0.5,importance=l2,target=litret}").run(tiny_model(), replace(context(), benches={"litert": KnownBench()}))
+    assert "litert" in wrong.value.hint
+    with pytest.raises(UnsupportedError, match="needs data"):
+        Pipeline.parse("prune{macs=0.5,importance=l2}").run(tiny_model(), PassContext())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("latency=0.5,ratio=0.3", "give one kind"),
+        ("latency=0.5,latency_ms=3", "give one"),
+        ("macs=0", "above 0 and at most 1"),
+        ("latency=1.5", "above 0 and at most 1"),
+        ("macs=0.5,target=litert", "target is where latency is measured"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: str, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        Pipeline.parse(f"prune{{{options}}}")
+
+
+def test_a_group_that_matters_less_gives_more() -> None:
+    """The second block's hidden units are made to count for nothing: they go first."""
+    model = tiny_model()
+    graph = model.edit(tensors=True)
+    name = "blocks.1.fc2.weight"
+    graphs.set_tensor(graph, name, graphs.tensor(graph, name).detach() * 1e-3)
+    model = model.with_graph(graph)
+    after = Pipeline.parse("prune{macs=0.85,importance=l2}").run(model, context())
+    sizes = {g.name: g.size for g in Axes.of(after).groups}
+    assert sizes["blocks.0.fc1"] == 64
+    assert sizes.get("blocks.1.fc1", 1) < 32
