@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -67,23 +67,49 @@ class Volume:
 
 @dataclass(frozen=True)
 class Counts:
-    """Volumes of a model at batch 1, where the axes in ``free`` may change their widths and all others keep them."""
+    """Volumes of a model at batch 1, where the axes in ``free`` may change their widths and all others keep them.
+
+    ``gates`` are axes of width 1 or 0 that are no dimension of any tensor: operators that are there or not.
+    """
 
     axes: Axes
     free: Set[Axis]
+    gates: Mapping[fx.Node, tuple[Axis, ...]] = field(default_factory=dict)
 
     def parameters(self) -> list[Volume]:
         """Elements of all parameters."""
-        is_parameter = {name: isinstance(self.axes.state.tensor(name), nn.Parameter) for name, _ in named_shapes(self.axes.state)}
-        return [v for name, shape in named_shapes(self.axes.state) if is_parameter[name] for v in self._elements(shape)]
+        state, found = self.axes.state, []
+        readers: dict[int, list[fx.Node]] = {}
+        for node in self.axes.model.graph.graph.find_nodes(op="get_attr"):
+            readers.setdefault(id(state.tensor(str(node.target))), []).extend(node.users)
+        for name, shape in named_shapes(state):
+            if isinstance(value := state.tensor(name), nn.Parameter):
+                found += self._gated(self._elements(shape), readers[id(value)])
+        return found
 
     def elements(self, node: fx.Node) -> list[Volume]:
         """What ``node`` reads that the model computes, and what it gives."""
         read = [other for other in node.all_input_nodes if other.op == "call_function"]
-        return [volume for one in (*read, node) for volume in self._of_value(one)]
+        return self._gated([volume for one in (*read, node) for volume in self._of_value(one)], [node])
+
+    def once(self, node: fx.Node) -> list[Volume]:
+        """1 for a ``node`` that is there."""
+        return self._gated([Volume.one()], [node])
 
     def work(self, node: fx.Node) -> list[Volume]:
         """Multiply-accumulates of ``node``; nothing where it is no product."""
+        return self._gated(self._work(node), [node])
+
+    def _gates_of(self, nodes: Iterable[fx.Node]) -> tuple[Axis, ...]:
+        """The gates that all of ``nodes`` are behind."""
+        several = [self.gates.get(node, ()) for node in nodes]
+        return tuple(gate for gate in several[0] if all(gate in other for other in several)) if several else ()
+
+    def _gated(self, volumes: Sequence[Volume], nodes: Iterable[fx.Node]) -> list[Volume]:
+        gates = self._gates_of(nodes)
+        return [replace(v, positions=Monomial(v.positions.constant, v.positions.axes + gates)) for v in volumes] if gates else list(volumes)
+
+    def _work(self, node: fx.Node) -> list[Volume]:
         kind = weighted(node)
         values = self.axes.state.values
         if kind is not None:

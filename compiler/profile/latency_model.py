@@ -1,6 +1,6 @@
 """A model's latency as a function of the widths of its groups, fitted to measured files.
 
-Every source module takes a constant, so much for each multiply-accumulate and so much for each element that it reads or writes: coefficients that are not
+Every source module takes so much for each operator, each multiply-accumulate and each element that it reads or writes: coefficients that are not
 negative, from the times of its operators in files of many widths. Kernels work in tiles, so that time rises in steps; how wide these are is what fits best
 (nn-Meter, Zhang et al., MobiSys 2021, section 4, finds steps likewise, by kernel). A file that was measured while the machine was slow is slow in all its
 operators alike, and is brought to the level of the others.
@@ -8,7 +8,7 @@ operators alike, and is brought to the level of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
@@ -19,7 +19,6 @@ import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
-from edgesmith.compiler.axes import Axes
 from edgesmith.compiler.axes.axes import Axis
 from edgesmith.compiler.axes.widths import Counts, Values, Volume, Widths
 from edgesmith.compiler.profile.operator_types import OperatorProfile
@@ -45,17 +44,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Layer:
-    """Source modules that a runtime executes together: what they compute, by kind of kernel, and what they read and write."""
+    """Source modules that a runtime executes together: how many operators, what they compute, by kind of kernel, and what they read and write."""
 
     sources: frozenset[str]
+    operators: tuple[Volume, ...]
     work: tuple[tuple[str, Volume], ...]
     elements: tuple[Volume, ...]
 
     def features(self, widths: Widths, tiles: Mapping[str, Tiles]) -> Values:
-        """(3, ...): one, multiply-accumulates in whole tiles, elements."""
+        """(3, ...): operators, multiply-accumulates in whole tiles, elements."""
+        there = sum((v.of(widths) for v in self.operators), start=np.zeros(()))
         work = sum((v.of(widths, tiles.get(kind, UNTILED)) for kind, v in self.work), start=np.zeros(()))
         elements = sum((v.of(widths) for v in self.elements), start=np.zeros(()))
-        return np.stack(np.broadcast_arrays(np.ones(()), work, elements))
+        return np.stack(np.broadcast_arrays(there, work, elements))
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,16 @@ class LatencyModel:
         """What depends on widths, and constants, as volumes with a price."""
         yield Part(self.rest_ms, ONE)
         for layer, (constant, per_work, per_element) in zip(self.layers, self.coefficients, strict=True):
-            yield Part(constant, ONE)
+            yield from (Part(constant, volume) for volume in layer.operators)
             yield from (Part(per_work, volume, self.tiles.get(kind, UNTILED)) for kind, volume in layer.work)
             yield from (Part(per_element, volume) for volume in layer.elements)
 
 
-def fit(axes: Axes, free: Set[Axis], measured: Sequence[Measured]) -> LatencyModel:
-    """The latency of the model of ``axes`` where ``free`` axes change: from files of it that were ``measured``, one of them as it is, the first."""
-    layers = _layers(axes, free, [one.profile for one in measured])
+def fit(counts: Counts, measured: Sequence[Measured]) -> LatencyModel:
+    """The latency of the model of ``counts`` where its free axes and gates change: from files of it that were ``measured``, one of them as it is, the first."""
+    layers = _layers(counts, [one.profile for one in measured])
     times, rest = _times(layers, measured)
-    widths = {axis: np.array([one.widths[axis] for one in measured], dtype=np.float64) for axis in free}
+    widths = {axis: np.array([one.widths[axis] for one in measured], dtype=np.float64) for axis in measured[0].widths}
     level = np.ones(len(measured))
     tiles: dict[str, Tiles] = {}
     coefficients = np.zeros((len(layers), 3))
@@ -113,19 +114,20 @@ def _predicted(layer: Layer, coefficients: Values, widths: Widths, tiles: Mappin
     return np.asarray(np.broadcast_to(np.tensordot(coefficients, layer.features(widths, tiles), 1), (count,)))
 
 
-def _layers(axes: Axes, free: Set[Axis], profiles: Sequence[OperatorProfile]) -> tuple[Layer, ...]:
+def _layers(counts: Counts, profiles: Sequence[OperatorProfile]) -> tuple[Layer, ...]:
     """What one runtime operator computed in any of the files is one layer."""
-    known = {graphs.source(node) for node in graphs.operators(axes.model.graph)}
+    graph = counts.axes.model.graph
+    known = {graphs.source(node) for node in graphs.operators(graph)}
     together = _connected({path for path in operator.sources if path in known} for profile in profiles for operator in profile.operators)
     nodes: dict[frozenset[str], list[fx.Node]] = {sources: [] for sources in together}
     of_path = {path: sources for sources in together for path in sources}
-    for node in graphs.operators(axes.model.graph):
+    for node in graphs.operators(graph):
         if (sources := of_path.get(graphs.source(node))) is not None:
             nodes[sources].append(node)
-    counts = Counts(axes, free)
     return tuple(
         Layer(
             sources,
+            tuple(volume for node in members for volume in counts.once(node)),
             tuple((kind(node), volume) for node in members for volume in counts.work(node)),
             tuple(volume for node in members for volume in counts.elements(node)),
         )

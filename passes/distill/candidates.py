@@ -9,10 +9,10 @@ from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
-from edgesmith.passes.distill.residual import Branch, residual_branches, with_influence, without
+from edgesmith.passes.prune.branches import Branch, residual_branches, with_influence, without
 from edgesmith.passes.prune.candidates import independent
+from edgesmith.passes.prune.cutter import Cutter
 from edgesmith.passes.prune.importance import IMPORTANCES
-from edgesmith.passes.prune.prune import gone
 from edgesmith.passes.train.forward import as_tensors, batch_size
 
 TEACHER = "teacher"
@@ -117,7 +117,8 @@ def _narrowed(model: Model, keep: float, ctx: PassContext) -> Model | None:
     groups = [axes.group(name) for name, width in widths.items() if width < axes.group(name).size]
     if not groups:
         return None
-    removals = gone(axes, IMPORTANCES["taylor"].score(axes, groups, ctx, _SAMPLES), {group.name: widths[group.name] for group in groups})
+    cutter = Cutter(axes, IMPORTANCES["taylor"](axes, groups, ctx, _SAMPLES))
+    removals = cutter.removals({group.name: widths[group.name] for group in groups})
     narrow = remove(model, removals, axes=axes)
     prove(model, narrow, removals, axes=axes)
     return narrow

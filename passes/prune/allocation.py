@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from torch import fx
 
 from edgesmith.compiler.axes import Axes
 from edgesmith.compiler.axes.axes import Axis
@@ -72,39 +74,49 @@ class Allocation:
 
 
 @dataclass(frozen=True)
+class Variable:
+    """A group, or a gate (of size 1, which may go): its axis, its width as it is, and what it loses when it gets narrower."""
+
+    axis: Axis
+    size: int
+    curve: Curve
+
+
+@dataclass(frozen=True)
 class Problem:
-    """Groups that may be made narrower, in steps of ``round_to`` units: what that loses, and ``narrowed``, the model of given widths."""
+    """Groups that may be made narrower, in steps of ``round_to`` units, and operators behind ``gates``; ``narrowed`` is the model of given widths."""
 
     axes: Axes
-    curves: Mapping[str, Curve]
+    variables: Mapping[str, Variable]
     narrowed: Callable[[Widths], Model]
+    gates: Mapping[fx.Node, tuple[Axis, ...]] = field(default_factory=dict)
     round_to: int = 1
     seed: int = 0
     progress: Callable[[int, int, str], None] = field(default=lambda done, total, text: None)
 
-    @property
-    def free(self) -> frozenset[Axis]:
-        """The axes of the groups."""
-        return frozenset(self.axes.group(name).axis for name in self.curves)
+    @cached_property
+    def counts(self) -> Counts:
+        """What the widths cost, counted."""
+        return Counts(self.axes, frozenset(variable.axis for variable in self.variables.values()), self.gates)
 
     @property
     def present(self) -> Widths:
         """The widths as they are."""
-        return {name: self.axes.group(name).size for name in self.curves}
+        return {name: variable.size for name, variable in self.variables.items()}
 
     def by_axis(self, widths: Mapping[str, int]) -> dict[Axis, int]:
         """``widths`` by axis."""
-        return {self.axes.group(name).axis: width for name, width in widths.items()}
+        return {self.variables[name].axis: width for name, width in widths.items()}
 
     def choices(self, steps: Mapping[str, int]) -> dict[str, npt.NDArray[np.int64]]:
         """The widths of each group, falling from its size, in whole ``steps``; evenly spread where they are many."""
-        most = max(MOST_WIDTHS, WIDTHS_IN_ALL // len(self.curves))
+        most = max(MOST_WIDTHS, WIDTHS_IN_ALL // len(self.variables))
         found = {}
-        for name, curve in self.curves.items():
-            size = self.axes.group(name).size
+        for name, variable in self.variables.items():
+            size, lowest = variable.size, variable.size - variable.curve.most
             step = max(self.round_to, steps.get(name, 1))
-            wanted = np.array([w for w in range((size - 1) // step * step, 0, -step) if w >= size - curve.most], dtype=np.int64)
-            lowest = -(-(size - curve.most) // self.round_to) * self.round_to
+            wanted = np.array([w for w in range((size - 1) // step * step, 0, -step) if w >= lowest], dtype=np.int64)
+            lowest = -(-lowest // self.round_to) * self.round_to
             if lowest < min([size, *wanted]):
                 wanted = np.append(wanted, lowest)
             if len(wanted) > most - 1:
@@ -119,7 +131,7 @@ def allocate(problem: Problem, goal: Goal, bench: Bench | None) -> Allocation:
     Raises:
         UnsupportedError: no widths meet it; the nearest that can be met is told.
     """
-    counts = Counts(problem.axes, problem.free)
+    counts = problem.counts
     limits = [
         _Limit(option, [Part(1.0, volume) for volume in volumes], share)
         for option, volumes, share in (("macs", counts.macs(), goal.macs), ("params", counts.parameters(), goal.params))
@@ -174,8 +186,8 @@ def _steps(problem: Problem, limits: Sequence[_Limit]) -> dict[str, int]:
                 for axis in monomial.axes:
                     inner = monomial.constant if len(monomial.axes) == 1 else 1
                     steps[axis] = max(steps.get(axis, 1), tile // np.gcd(tile, inner))
-    found = {name: int(steps.get(problem.axes.group(name).axis, 1)) for name in problem.curves}
-    return {name: step for name, step in found.items() if 4 * step <= problem.axes.group(name).size}
+    found = {name: int(steps.get(variable.axis, 1)) for name, variable in problem.variables.items()}
+    return {name: step for name, step in found.items() if 4 * step <= problem.variables[name].size}
 
 
 def _tables(problem: Problem, choices: Mapping[str, npt.NDArray[np.int64]], limits: Sequence[_Limit]) -> list[Table]:
@@ -184,9 +196,9 @@ def _tables(problem: Problem, choices: Mapping[str, npt.NDArray[np.int64]], limi
     found = []
     for name, widths in choices.items():
         values = np.zeros((rows, len(widths)))
-        values[0] = problem.curves[name].at(problem.axes.group(name).size - widths)
+        values[0] = problem.variables[name].curve.at(problem.variables[name].size - widths)
         found.append(Table((name,), values))
-    names = {problem.axes.group(name).axis: name for name in choices}
+    names = {problem.variables[name].axis: name for name in choices}
     sums: dict[tuple[Axis, ...], npt.NDArray[np.float64]] = {}
     for row, limit in enumerate(limits, 1):
         for part in limit.parts:
@@ -240,7 +252,7 @@ class _Loop:
 
     def _choice(self, wanted: float) -> Widths:
         """The widths of least loss that are predicted to take the share ``wanted``."""
-        model = fit(self.problem.axes, self.problem.free, self.measured)
+        model = fit(self.problem.counts, self.measured)
         last = self.tried[-1] if self.tried else None
         scale = 1.0 if last is None else last.share / self._share(model, last.widths)
         return _chosen(self.problem, [_Limit("latency", list(model.parts()), wanted, scale), *self.limits])
@@ -266,7 +278,7 @@ class _Loop:
 
         present = self.problem.present
         yield present
-        lowest = {name: max(size - self.problem.curves[name].most, 1, round(NARROWEST * size)) for name, size in present.items()}
+        lowest = {name: max(size - self.problem.variables[name].curve.most, 1, round(NARROWEST * size)) for name, size in present.items()}
         for sample in qmc.LatinHypercube(len(present), rng=np.random.default_rng(self.problem.seed)).random(FILES):
             yield {name: round(lowest[name] + share * (size - lowest[name])) for (name, size), share in zip(present.items(), sample, strict=True)}
 

@@ -12,9 +12,12 @@ from torch import fx
 
 from edgesmith.compiler.axes import Axes, PruneGroup
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
+from edgesmith.compiler.model import Model
 from edgesmith.compiler.suggest import did_you_mean
+from edgesmith.passes.prune.branches import Branch, residual_branches
 
-KINDS = ("channels", "hidden", "heads", "head_dim", "residual")
+BLOCKS = "blocks"
+KINDS = ("channels", "hidden", "heads", "head_dim", "residual", BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,33 @@ class Chooser:
         """Those that may be cut, independently of each other."""
         return independent([group for group in axes.groups if self._allows(group)])
 
+    def branches(self, model: Model) -> dict[str, Branch]:
+        """Name -> residual branch that may go whole, where blocks may."""
+        found: dict[str, Branch] = {}
+        for branch in residual_branches(model) if BLOCKS in self.kinds else ():
+            name = f"{branch.source}:block"
+            name = name if name not in found else f"{name}#{sum(other.source == branch.source for other in found.values()) + 1}"
+            if self._allows_paths({name, branch.source}):
+                found[name] = branch
+        return found
+
     def misfits(self, axes: Axes) -> Iterable[Diagnostic]:
         """Patterns that match nothing; a model of which nothing may go."""
         for pattern in (*self.include, *self.exclude):
             known = {path for group in axes.groups for path in _paths(group)}
+            if BLOCKS in self.kinds:
+                known |= {branch.source for branch in residual_branches(axes.model)}
             if not any(_matches(path, pattern) for path in known):
                 yield Diagnostic(Severity.ERROR, "prune.unknown-path", pattern, "matches no layer that could be pruned", did_you_mean(pattern, known))
-        if not self.groups(axes):
+        if not self.groups(axes) and not self.branches(axes.model):
             yield Diagnostic(Severity.ERROR, "prune.nothing", "", "no group of units may go", self._why_none(axes))
 
     def _allows(self, group: PruneGroup) -> bool:
-        paths = _paths(group)
+        return group.kind in self.kinds and self._allows_paths(_paths(group))
+
+    def _allows_paths(self, paths: set[str]) -> bool:
         included = not self.include or any(_matches(path, pattern) for path in paths for pattern in self.include)
-        return group.kind in self.kinds and included and not any(_matches(path, pattern) for path in paths for pattern in self.exclude)
+        return included and not any(_matches(path, pattern) for path in paths for pattern in self.exclude)
 
     def _why_none(self, axes: Axes) -> str:
         others = sorted({group.kind for group in axes.groups} - set(self.kinds))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
@@ -16,21 +15,18 @@ from edgesmith.compiler.axes import Axes, Member, PruneGroup
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
+from edgesmith.passes.prune import torch_pruning
 from edgesmith.passes.prune.obs import Scores, activation, by_readers, obs
 from edgesmith.passes.train.forward import as_tensors, batch_size, flat, learnable, rows
 
 _BATCH = 8
 
 
-@dataclass(frozen=True)
-class Importance:
-    """A way to score units. ``needs_data`` tells whether it looks at training samples; ``score`` takes at most ``samples`` of them."""
-
-    needs_data: bool
-    score: Callable[[Axes, Sequence[PruneGroup], PassContext, int], Scores]
+Importance = Callable[[Axes, Sequence[PruneGroup], PassContext, int], Scores]
+"""A way to score units; it may look at so many training samples."""
 
 
-def magnitude(power: int) -> Callable[[Axes, Sequence[PruneGroup], PassContext, int], Scores]:
+def magnitude(power: int) -> Importance:
     """The sum of |w|^power over every parameter slice that goes with the unit (Li et al. 2017, section 3; over groups: Fang et al. 2023, section 3.3)."""
 
     def score(axes: Axes, groups: Sequence[PruneGroup], ctx: PassContext, samples: int) -> Scores:
@@ -121,11 +117,12 @@ def sum_over_units(group: PruneGroup, found: list[tuple[Member, nn.Parameter]], 
 
 IMPORTANCES: Mapping[str, Importance] = MappingProxyType(
     {
-        "obs": Importance(True, by_readers("obs", obs)),
-        "activation": Importance(True, by_readers("activation", activation)),
-        "taylor": Importance(True, fisher),
-        "l2": Importance(False, magnitude(2)),
-        "l1": Importance(False, magnitude(1)),
+        "obs": by_readers("obs", obs),
+        "activation": by_readers("activation", activation),
+        "taylor": fisher,
+        "l2": magnitude(2),
+        "l1": magnitude(1),
+        **{name: torch_pruning.scorer(name) for name in torch_pruning.NAMES},
     }
 )
 """The importances that an option may name."""

@@ -13,9 +13,11 @@ import torch
 
 from edgesmith.compiler.axes import Axes, PruneGroup, remove
 from edgesmith.compiler.errors import UnsupportedError
+from edgesmith.compiler.model import Model
 from edgesmith.passes.observe.inputs import Batches, gathered
+from edgesmith.passes.prune.branches import Branch, without
 from edgesmith.passes.prune.readers import MOST_BYTES, Reader, readers
-from edgesmith.passes.prune.reconstruct import refitted
+from edgesmith.passes.prune.reconstruct import reconstructed, refitted
 from edgesmith.passes.train.forward import Tensors, flat, learnable, rows
 
 PROBED = (0.3, 0.6, 1.0)
@@ -66,16 +68,36 @@ def losses(probe: Probe, most: Mapping[str, int]) -> dict[str, Curve]:
     Raises:
         UnsupportedError: the model has no output that a divergence fits.
     """
-    positions = learnable(probe.axes.model)
-    if not positions:
+    found: dict[str, Curve] = {}
+    reference = _reference(probe)
+    for group, held in _with_moments(probe, [probe.axes.group(name) for name in most]):
+        probe.progress(len(found), len(most), f"measure the loss of {group.name}")
+        found[group.name] = _curve(probe, group, held, most[group.name], reference)
+    return found
+
+
+def branch_losses(probe: Probe, branches: Mapping[str, Branch]) -> dict[str, Curve]:
+    """The same for residual branches, each of which is there or not; the layers behind one that is not are fitted anew if readers are.
+
+    Raises:
+        UnsupportedError: as of ``losses``.
+    """
+    found: dict[str, Curve] = {}
+    reference = _reference(probe)
+    for name, branch in branches.items():
+        probe.progress(len(found), len(branches), f"measure the loss of {name}")
+        model = without(probe.axes.model, [branch])
+        if probe.refit:
+            model, _ = reconstructed(probe.axes, model, {}, probe.batches)
+        found[name] = Curve((1,), (_divergence(probe, model, reference),), 1)
+    return found
+
+
+def _reference(probe: Probe) -> list[Tensors]:
+    if not learnable(probe.axes.model):
         raise UnsupportedError("no loss can be measured", why="the model has no floating-point output to look at", hint="prune{ratio=...} needs none")
     with torch.no_grad():
-        reference = [flat(probe.axes.model(*batch)) for batch in probe.batches()]
-        found: dict[str, Curve] = {}
-        for group, held in _with_moments(probe, [probe.axes.group(name) for name in most]):
-            probe.progress(len(found), len(most), f"measure the loss of {group.name}")
-            found[group.name] = _curve(probe, group, held, most[group.name], reference)
-    return found
+        return [flat(probe.axes.model(*batch)) for batch in probe.batches()]
 
 
 def _with_moments(probe: Probe, groups: Sequence[PruneGroup]) -> Iterator[tuple[PruneGroup, Mapping[str, Reader]]]:
@@ -103,7 +125,12 @@ def _loss(probe: Probe, removals: Mapping[str, Sequence[int]], held: Mapping[str
     model = remove(probe.axes.model, removals, axes=probe.axes)
     if probe.refit:
         model = refitted(probe.axes, model, removals, held, lambda: islice(probe.batches(), MOST_BATCHES))
-    found = [divergence(expected, flat(model(*batch)), learnable(model)) for batch, expected in zip(probe.batches(), reference, strict=True)]
+    return _divergence(probe, model, reference)
+
+
+def _divergence(probe: Probe, model: Model, reference: Sequence[Tensors]) -> float:
+    with torch.no_grad():
+        found = [divergence(expected, flat(model(*batch)), learnable(model)) for batch, expected in zip(probe.batches(), reference, strict=True)]
     return float(np.mean(found))
 
 

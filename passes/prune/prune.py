@@ -7,22 +7,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import ClassVar
 
-import torch
+from torch import fx
 
 from edgesmith.compiler.axes import Axes, PruneGroup, prove, remove
+from edgesmith.compiler.axes.axes import Axis
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
 from edgesmith.compiler.suggest import did_you_mean
 from edgesmith.passes.observe.batches import calibration_batches
 from edgesmith.passes.observe.inputs import Batches
-from edgesmith.passes.prune.allocation import Allocation, Goal, Problem, Widths, allocate
+from edgesmith.passes.prune.allocation import Allocation, Goal, Problem, Variable, Widths, allocate
+from edgesmith.passes.prune.branches import Branch, inside, prove_without, with_influence, without
 from edgesmith.passes.prune.candidates import KINDS, Chooser, alike, lowest
+from edgesmith.passes.prune.cutter import Cutter
 from edgesmith.passes.prune.importance import IMPORTANCES
-from edgesmith.passes.prune.losses import Probe, losses
-from edgesmith.passes.prune.obs import Scores
+from edgesmith.passes.prune.losses import Probe, branch_losses, losses
 from edgesmith.passes.prune.reconstruct import Refit, reconstructed
 
 RATIO = 0.3
@@ -40,13 +43,15 @@ class Prune(Pass):
     left of the model's ``macs``, ``params`` or ``latency``, or ``latency_ms`` at the budget's percentile: how many units of each group go is chosen by the
     loss that was measured of each, and latency is measured on ``target`` (the first of the build), after the later passes that do not train.
 
-    ``kinds`` of groups may go: channels, hidden, heads, head_dim, residual. ``include`` and ``exclude`` hold source paths or patterns (``blocks.0``,
-    ``*.fc1``) of layers that give units and that keep them. Where two groups of a kind multiply (key heads by repeats, convolution groups by width)
-    only the larger is cut. A group keeps at least ``least`` units, and channels and hidden units a multiple of ``round_to``.
+    ``kinds`` may go: channels, hidden, heads, head_dim, residual (the width of a stream), blocks (whole residual branches). ``include`` and ``exclude``
+    hold source paths or patterns (``blocks.0``, ``*.fc1``) of layers that give units and that keep them. Where two groups of a kind multiply (key
+    heads by repeats, convolution groups by width) only the larger is cut. A group keeps at least ``least`` units, and channels and hidden units a
+    multiple of ``round_to``.
 
-    ``importance`` says which units stay: ``taylor``, ``obs`` or ``activation`` (need data, no labels), ``l2`` or ``l1``. Every removal is proved: the pruned
-    model equals the unpruned one with the same units dead. Then, with ``reconstruct``, which needs data, the layers that read what was pruned are fitted by
-    least squares to what they gave, and batch norms take new statistics. ``samples`` is how many training samples the importance and the fit look at.
+    ``importance`` says which units stay: ``taylor``, ``obs`` or ``activation`` (need data, no labels), ``l2`` or ``l1``, or one of the torch-pruning
+    library's (``torch_pruning:GroupTaylorImportance``). Every removal is proved: the pruned model equals the unpruned one with the same units dead. Then,
+    with ``reconstruct``, which needs data, the layers that read something else now are fitted by least squares to what they gave, and batch norms take
+    new statistics. ``samples`` is how many training samples the importance and the fit look at.
     """
 
     name: ClassVar[str] = "prune"
@@ -109,21 +114,28 @@ class Prune(Pass):
             UnsupportedError: the importance needs data and there is none, or a removal cannot be proved; or no widths meet the goal.
             NumericsError: a removal is proved wrong.
         """
-        groups = [] if self._nothing else self._chooser.groups(axes := Axes.of(model))
-        if not groups or not (self.goal or any(self._share_of(group, self._ratio(group)) for group in groups)):
+        if self._nothing:
+            return PassResult(model, False)
+        axes = Axes.of(model)
+        groups, branches = self._chooser.groups(axes), self._chooser.branches(model)
+        if not self.goal and not branches and not any(self._share_of(group, self._ratio(group)) for group in groups):
             return PassResult(model, False)
         ctx.progress(0, 3, f"{self.importance} scores of {sum(g.size for g in groups)} units in {len(groups)} groups")
-        scores = IMPORTANCES[self.importance].score(axes, groups, ctx, self.samples)
-        allocation = self._allocated(axes, groups, scores, ctx) if self.goal else Allocation(self._shared(axes, groups, scores))
-        removals = gone(axes, scores, allocation.widths)
-        if not removals:
+        scores = IMPORTANCES[self.importance](axes, groups, ctx, self.samples) if groups else {}
+        cutter = Cutter(axes, scores, branches)
+        allocation = self._allocated(cutter, groups, ctx) if self.goal else Allocation(self._shared(cutter, groups, ctx))
+        removals, dropped = cutter.removals(allocation.widths), cutter.dropped(allocation.widths)
+        if not removals and not dropped:
             return PassResult(model, False, allocation.remarks)
-        ctx.progress(1, 3, f"remove {sum(map(len, removals.values()))} units")
-        pruned = remove(model, removals, axes=axes)
+        ctx.progress(1, 3, f"remove {sum(map(len, removals.values()))} units and {len(dropped)} blocks")
+        narrow = remove(model, removals, axes=axes)
+        pruned = without(narrow, dropped) if dropped else narrow
         ctx.progress(2, 3, "prove the removal")
-        difference = prove(model, pruned, removals, axes=axes)
+        difference = prove(model, narrow, removals, axes=axes)
+        if dropped:
+            difference = max(difference, prove_without(narrow, pruned, dropped))
         ctx.progress(3, 3, f"proved, relative difference {difference:.1e}")
-        remarks = (*axes.diagnostics, *_summary(groups, removals), *allocation.remarks)
+        remarks = (*axes.diagnostics, *_summary(groups, removals), *_blocks(branches, dropped), *allocation.remarks)
         if self.reconstruct:
             pruned, fits = reconstructed(axes, pruned, removals, self._batches(model, ctx, self.samples))
             remarks += tuple(_fits(fits))
@@ -138,28 +150,44 @@ class Prune(Pass):
     def _chooser(self) -> Chooser:
         return Chooser(self.kinds, self.include, self.exclude)
 
-    def _allocated(self, axes: Axes, groups: Sequence[PruneGroup], scores: Scores, ctx: PassContext) -> Allocation:
+    def _allocated(self, cutter: Cutter, groups: Sequence[PruneGroup], ctx: PassContext) -> Allocation:
         """The widths that meet the goal at the least loss."""
         assert self.goal is not None
+        axes = cutter.axes
         bench = ctx.need_bench("prune{latency=...}", self.target) if self.goal.timed else None
         batches = self._batches(axes.model, ctx, min(self.samples, PROBE_SAMPLES))
-        probe = Probe(axes, batches, lambda name, width: gone(axes, scores, {name: width}), self.reconstruct, ctx.progress)
+        probe = Probe(axes, batches, lambda name, width: cutter.removals({name: width}), self.reconstruct, ctx.progress)
         curves = losses(probe, {group.name: group.size - self.least for group in groups if group.size > self.least})
-        problem = Problem(axes, curves, lambda widths: remove(axes.model, gone(axes, scores, widths), axes=axes), self.round_to, ctx.seed, ctx.progress)
-        return allocate(problem, self.goal, bench)
+        variables = {name: Variable(axes.group(name).axis, axes.group(name).size, curve) for name, curve in curves.items()}
+        gates: dict[fx.Node, tuple[Axis, ...]] = {}
+        for name, curve in branch_losses(probe, cutter.branches).items():
+            gate = Axis(1)
+            variables[name] = Variable(gate, 1, curve)
+            gates |= {node: (*gates.get(node, ()), gate) for node in inside(axes.model, cutter.branches[name])}
+        return allocate(Problem(axes, variables, cutter.model, gates, self.round_to, ctx.seed, ctx.progress), self.goal, bench)
 
     def _batches(self, model: Model, ctx: PassContext, samples: int) -> Batches:
         split = ctx.need_data(f"prune{{{'reconstruct=true' if self.reconstruct else 'macs=...'}}}").train
         return partial(calibration_batches, model, split, samples, ctx.seed)
 
-    def _shared(self, axes: Axes, groups: Sequence[PruneGroup], scores: Scores) -> Widths:
-        """The widths that shares of groups, or of all groups of a structure, leave."""
-        if self.ranking == "group":
-            return {group.name: group.size - self._share_of(group, self._ratio(group)) for group in groups}
-        ranked: dict[str, int] = {}
-        for members in alike(axes, groups):
-            ranked |= lowest(members, scores, self._ratio(members[0]), self.least)
-        return {group.name: group.size - self._share_of(group, ranked[group.name] / group.size) for group in groups}
+    def _shared(self, cutter: Cutter, groups: Sequence[PruneGroup], ctx: PassContext) -> Widths:
+        """The widths that shares of groups, or of all groups of a structure, leave; of the blocks those that move their stream least go."""
+        shares = {group.name: self._ratio(group) for group in groups}
+        if self.ranking != "group":
+            for members in alike(cutter.axes, groups):
+                gone = lowest(members, cutter.scores, self._ratio(members[0]), self.least)
+                shares |= {group.name: gone[group.name] / group.size for group in members}
+        widths = {group.name: group.size - self._share_of(group, shares[group.name]) for group in groups}
+        count = int((RATIO if self.ratio is None else self.ratio) * len(cutter.branches) + 0.5)
+        return widths | (dict.fromkeys(self._least_influential(cutter, ctx)[:count], 0) if count else {})
+
+    def _least_influential(self, cutter: Cutter, ctx: PassContext) -> list[str]:
+        """The names of the blocks, the one that moves its stream least first."""
+        model = cutter.axes.model
+        (batch,) = islice(self._batches(model, ctx, self.samples)(), 1)
+        seen = with_influence(model, list(cutter.branches.values()), batch)
+        influence = {name: branch.influence for name, branch in zip(cutter.branches, seen, strict=True)}
+        return sorted(influence, key=influence.__getitem__)
 
     def _ratio(self, group: PruneGroup) -> float:
         if group.kind == "heads" and self.heads is not None:
@@ -174,17 +202,6 @@ class Prune(Pass):
         return group.size - min(group.size, max(keep, self.least))
 
 
-def gone(axes: Axes, scores: Scores, widths: Mapping[str, int]) -> dict[str, list[int]]:
-    """The units that go where groups are left with ``widths``: those with the lowest scores; of equal ones the last."""
-    removals = {}
-    for name, width in widths.items():
-        count = axes.group(name).size - width
-        order = torch.argsort(scores[name].flip(0), stable=True)
-        if count:
-            removals[name] = sorted((len(order) - 1 - order[:count]).tolist())
-    return removals
-
-
 def _summary(groups: Sequence[PruneGroup], removals: Mapping[str, Sequence[int]]) -> Iterable[Diagnostic]:
     total: Counter[str] = Counter()
     count: Counter[str] = Counter()
@@ -195,6 +212,12 @@ def _summary(groups: Sequence[PruneGroup], removals: Mapping[str, Sequence[int]]
         of_kind[group.kind] += 1
     for kind in sorted(total):
         yield Diagnostic(Severity.INFO, "prune.removed", "", f"{count[kind]} of {total[kind]} {kind} removed, in {of_kind[kind]} groups")
+
+
+def _blocks(branches: Mapping[str, Branch], dropped: Sequence[Branch]) -> Iterable[Diagnostic]:
+    if branches:
+        which = f": {', '.join(branch.source for branch in dropped)}" if dropped else ""
+        yield Diagnostic(Severity.INFO, "prune.removed", "", f"{len(dropped)} of {len(branches)} blocks removed{which}")
 
 
 def _fits(fits: Sequence[Refit]) -> Iterable[Diagnostic]:

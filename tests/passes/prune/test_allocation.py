@@ -14,15 +14,17 @@ from torch import fx
 from edgesmith import Model, PassContext, Pipeline
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes, remove
+from edgesmith.compiler.axes.axes import Axis
 from edgesmith.compiler.axes.widths import Counts
 from edgesmith.compiler.bench import Bench, Cost, Paired
 from edgesmith.compiler.budget import Interval
-from edgesmith.compiler.errors import SpecError, UnsupportedError
+from edgesmith.compiler.errors import NumericsError, SpecError, UnsupportedError
 from edgesmith.compiler.profile.latency_model import Measured, fit
 from edgesmith.compiler.profile.operator_types import Category, OperatorProfile, OperatorTime
 from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_data, tiny_model
 from edgesmith.compiler.weighted import weighted
-from edgesmith.passes.prune.allocation import Goal, Problem, allocate
+from edgesmith.passes.prune.allocation import Goal, Problem, Variable, allocate
+from edgesmith.passes.prune.branches import inside, prove_without, residual_branches, without
 from edgesmith.passes.prune.losses import Curve
 
 
@@ -93,7 +95,7 @@ def test_the_latency_model_finds_the_steps_and_predicts_widths_it_has_not_seen(k
     present = {g.name: g.size for g in groups}
     files = [present, *(chosen() for _ in range(12))]
     measured = [Measured({axes.group(n).axis: w for n, w in widths.items()}, bench.operators(narrowed(widths))) for widths in files]
-    found = fit(axes, {g.axis for g in groups}, measured)
+    found = fit(Counts(axes, {g.axis for g in groups}), measured)
     assert found.tiles[kernel] == (8, 4)
     for _ in range(5):
         widths = chosen()
@@ -163,16 +165,16 @@ def test_the_choice_is_that_of_least_loss_among_all() -> None:
     model = tiny_model()
     axes = Axes.of(model)
     groups = [g for g in axes.groups if g.kind == "hidden"]
-    curves = {g.name: Curve((20, 40, 60), values, 60) for g, values in zip(groups, ((0.1, 0.2, 2.0), (0.01, 0.5, 0.6)), strict=True)}
-    problem = Problem(axes, curves, lambda widths: model)
-    counts = Counts(axes, problem.free)
+    losses = (0.1, 0.2, 2.0), (0.01, 0.5, 0.6)
+    variables = {g.name: Variable(g.axis, g.size, Curve((20, 40, 60), values, 60)) for g, values in zip(groups, losses, strict=True)}
+    problem = Problem(axes, variables, lambda widths: model)
 
     def macs(widths: dict[str, int]) -> float:
         at = {axis: np.float64(width) for axis, width in problem.by_axis(widths).items()}
-        return sum(float(volume.of(at)) for volume in counts.macs())
+        return sum(float(volume.of(at)) for volume in problem.counts.macs())
 
     def loss(widths: dict[str, int]) -> float:
-        return sum(float(curves[g.name].at(np.array([g.size - widths[g.name]]))[0]) for g in groups)
+        return sum(float(variables[g.name].curve.at(np.array([g.size - widths[g.name]]))[0]) for g in groups)
 
     assert macs(problem.present) == model.macs
     for share in (0.9, 0.8, 0.7):
@@ -229,3 +231,61 @@ def test_a_group_that_matters_less_gives_more() -> None:
     sizes = {g.name: g.size for g in Axes.of(after).groups}
     assert sizes["blocks.0.fc1"] == 64
     assert sizes.get("blocks.1.fc1", 1) < 32
+
+
+def faint(model: Model, *names: str) -> Model:
+    """``model`` with the named layers' weights and biases made next to nothing."""
+    graph = model.edit(tensors=True)
+    for name in names:
+        for tensor in (f"{name}.weight", f"{name}.bias"):
+            graphs.set_tensor(graph, tensor, graphs.tensor(graph, tensor).detach() * 1e-4)
+    return model.with_graph(graph)
+
+
+@pytest.mark.parametrize("reconstruct", ["true", "false"])
+def test_blocks_that_do_nothing_go_first(reconstruct: str) -> None:
+    model = faint(tiny_model(), "blocks.0.proj", "blocks.1.fc2")
+    after = Pipeline.parse(f"prune{{macs=0.6,kinds=[blocks],reconstruct={reconstruct}}}").run(model, context())
+    left = {name.rpartition(".")[0] for name, _ in after.graph.named_parameters()}
+    assert {"blocks.0.fc2", "blocks.1.proj"} <= left
+    assert not {"blocks.0.proj", "blocks.0.qkv", "blocks.1.fc2", "blocks.1.fc1"} & left
+    assert after.macs <= 0.6 * model.macs
+    (said,) = (d.message for d in after.history[-1].diagnostics if "blocks removed" in d.message)
+    assert said == "2 of 4 blocks removed: blocks.0.proj, blocks.1.fc2"
+
+
+def test_time_is_met_with_blocks() -> None:
+    """An attention branch takes more than two fifths of this bench's time, and more than was predicted from files that all have it."""
+    model, bench = faint(tiny_model(), "blocks.0.proj"), KnownBench()
+    after = Pipeline.parse("prune{latency=0.6,kinds=[blocks]}").run(model, context(bench))
+    assert 0.5 * bench.ms(model) < bench.ms(after) <= 0.6 * bench.ms(model)
+    assert "blocks.0.proj.weight" not in dict(after.graph.named_parameters())
+    assert len(bench.paired_with) <= 3
+
+
+def test_a_share_of_the_blocks_goes_by_their_influence() -> None:
+    model = faint(tiny_model(), "blocks.1.proj")
+    after = Pipeline.parse("prune{ratio=0.25,kinds=[blocks]}").run(model, context())
+    left = {name.rpartition(".")[0] for name, _ in after.graph.named_parameters()}
+    assert {"blocks.0.proj", "blocks.0.fc2", "blocks.1.fc2"} <= left
+    assert "blocks.1.proj" not in left and "blocks.1.qkv" not in left
+
+
+def test_counts_fall_with_blocks_as_the_model_does() -> None:
+    model = tiny_model()
+    axes = Axes.of(model)
+    for branch in residual_branches(model):
+        gate = Axis(1)
+        counts = Counts(axes, {gate}, dict.fromkeys(inside(model, branch), (gate,)))
+        for there, cut in ((1.0, model), (0.0, without(model, [branch]))):
+            at = {gate: np.array(there)}
+            assert sum(float(v.of(at)) for v in counts.macs()) == cut.macs
+            assert sum(float(v.of(at)) for v in counts.parameters()) == cut.params
+
+
+def test_a_block_too_many_is_seen() -> None:
+    model = tiny_model()
+    first, second, *_ = residual_branches(model)
+    assert prove_without(model, without(model, [first]), [first]) < 1e-12
+    with pytest.raises(NumericsError, match="without the removed blocks"):
+        prove_without(model, without(model, [first, second]), [first])

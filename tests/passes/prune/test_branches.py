@@ -8,7 +8,7 @@ from torch import nn
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.model import Model
-from edgesmith.passes.distill.residual import residual_branches, with_influence, without
+from edgesmith.passes.prune.branches import residual_branches, with_influence, without
 from edgesmith.testing import TinyConvNet, TinyTransformer, randomise_norms, tiny_model
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import fx
 
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.axes.proof import DOUBLE_TOLERANCE, as_double
+from edgesmith.compiler.errors import NumericsError
 from edgesmith.compiler.model import Model
 
 _ADDITIONS = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor})
@@ -50,6 +52,19 @@ def residual_branches(model: Model) -> tuple[Branch, ...]:
     return tuple(found)
 
 
+def inside(model: Model, branch: Branch) -> frozenset[fx.Node]:
+    """The operators that only ``branch`` needs, and its addition."""
+    nodes = {node.name: node for node in model.graph.graph.nodes}
+    addition, stream = nodes[branch.addition], nodes[branch.stream]
+    found, queue = {addition}, [nodes[branch.branch]]
+    while queue:
+        node = queue.pop()
+        if node is not stream and node.op == "call_function" and all(user in found for user in node.users):
+            found.add(node)
+            queue.extend(node.all_input_nodes)
+    return frozenset(found)
+
+
 def with_influence(model: Model, branches: Sequence[Branch], inputs: tuple[torch.Tensor, ...]) -> tuple[Branch, ...]:
     """``branches`` with the block influence measured on ``inputs``: mean over samples of 1 - cos(before, after) (Men et al. 2024, "ShortGPT", section 2.2)."""
     wanted = {name for b in branches for name in (b.stream, b.addition)}
@@ -65,6 +80,33 @@ def without(model: Model, branches: Sequence[Branch]) -> Model:
     for branch in sorted(branches, key=lambda b: position[b.addition], reverse=True):  # a stream may itself be an addition that goes
         nodes[branch.addition].replace_all_uses_with(nodes[branch.stream])
     return model.with_graph(graph)
+
+
+def prove_without(before: Model, after: Model, branches: Sequence[Branch]) -> float:
+    """Show that ``after`` equals ``before`` with the results of ``branches`` zero, on random inputs.
+
+    Returns:
+        The largest difference relative to the largest output, in float64.
+
+    Raises:
+        NumericsError: they differ by more than 1e-9.
+    """
+    (masked, _), (pruned, _) = as_double(before.graph), as_double(after.graph)
+    nodes = {node.name: node for node in masked.graph.nodes}
+    for branch in branches:
+        addition = nodes[branch.addition]
+        with masked.graph.inserting_before(addition):
+            nothing = masked.graph.call_function(torch.ops.aten.mul.Tensor, (nodes[branch.branch], 0.0))
+        addition.replace_input_with(nodes[branch.branch], nothing)
+    masked.recompile()
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in before.example_inputs())
+    with torch.no_grad():
+        expected, got = (out if isinstance(out, tuple) else (out,) for out in (masked(*inputs), pruned(*inputs)))
+    worst = max((float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny)) for a, b in zip(expected, got, strict=True)), default=0.0)
+    if not worst <= DOUBLE_TOLERANCE:
+        where = ", ".join(branch.source for branch in branches)
+        raise NumericsError("the pruned graph is not the unpruned one without the removed blocks", where=where, why=f"outputs differ by {worst:.2g}")
+    return worst
 
 
 class _Recorder(fx.Interpreter):

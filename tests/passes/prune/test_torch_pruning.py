@@ -1,0 +1,136 @@
+"""torch-pruning as an oracle where its dependency graph is right, and its importances by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from edgesmith import Model, PassContext, Pipeline
+from edgesmith.compiler.axes import Axes, PruneGroup
+from edgesmith.compiler.errors import UnsupportedError
+from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, randomise_norms, tiny_data, tiny_model
+from edgesmith.passes.prune.importance import IMPORTANCES
+
+tp = pytest.importorskip("torch_pruning")
+
+
+class Residual(nn.Module):
+    """Two stages, the second with a shortcut that has weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.a, self.a_norm, self.b, self.b_norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.c, self.c_norm, self.d, self.d_norm = nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.skip, self.head = nn.Conv2d(8, 12, 1, 2), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(x + self.b_norm(self.b(torch.relu(self.a_norm(self.a(x))))))
+        x = torch.relu(self.skip(x) + self.d_norm(self.d(torch.relu(self.c_norm(self.c(x))))))
+        return self.head(x.mean((2, 3)))
+
+
+class Flattened(nn.Module):
+    """Channels times positions into a linear layer, an MLP behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.second, self.fc1, self.fc2 = nn.Conv2d(1, 6, 3, 2, 1), nn.Conv2d(6, 5, 3, 1, 1), nn.Linear(80, 20), nn.Linear(20, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(torch.relu(self.second(torch.relu(self.conv(x)))).flatten(1))))
+
+
+class Dense(nn.Module):
+    """Concatenations, each over all before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(10, 5, 1), nn.Linear(15, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = torch.relu(self.a(x))
+        b = torch.cat([a, torch.relu(self.b(a))], 1)
+        return self.head(torch.cat([b, torch.relu(self.c(b))], 1).mean((2, 3)))
+
+
+class Separable(nn.Module):
+    """Depthwise and pointwise convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depth, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8)
+        self.point, self.head = nn.Conv2d(8, 12, 1), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.point(torch.relu(self.norm(self.depth(self.stem(x)))))).mean((2, 3)))
+
+
+def ours(group: PruneGroup, unit: int) -> set[tuple[str, int, int]]:
+    """(parameter, dimension, index) of everything that goes with ``unit``."""
+    return {(m.name, m.dim, int(i)) for m in group.members for i in m.indices(unit)}
+
+
+def theirs(graph: object, module: nn.Module, names: dict[nn.Module, str], unit: int, root: nn.Module, function: object) -> set[tuple[str, int, int]]:
+    """The same by the library's dependency graph."""
+    found = set()
+    for dependency, indices in graph.get_pruning_group(root, function, idxs=[unit]):  # type: ignore[attr-defined]
+        layer = dependency.target.module
+        if layer not in names:
+            continue
+        dim = 1 if "in_channels" in dependency.handler.__name__ and not isinstance(layer, nn.BatchNorm2d) else 0
+        if dim == 1 and getattr(layer, "groups", 1) > 1:
+            continue
+        for name, value in [*layer.named_parameters(), *layer.named_buffers()]:
+            if value.dim() > dim:
+                found |= {(f"{names[layer]}.{name}", dim, int(i)) for i in indices}
+    return found
+
+
+@pytest.mark.parametrize("make", [Residual, Flattened, Dense, Separable, TinyConvNet])
+def test_groups_have_the_same_members(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = randomise_norms(make()).eval()
+    x = torch.randn(2, 1, 8, 8)
+    axes = Axes.of(Model.from_module(module, (x,)))
+    graph = tp.DependencyGraph().build_dependency(module, example_inputs=x)
+    names = {layer: name for name, layer in module.named_modules()}
+    compared = 0
+    for group in axes.groups:
+        producer = next(m for m in group.members if m.side == "producer" and m.dim == 0)
+        root = module.get_submodule(producer.name.rpartition(".")[0])
+        function = tp.prune_linear_out_channels if isinstance(root, nn.Linear) else tp.prune_conv_out_channels
+        for unit in {0, group.size - 1}:
+            (index, *_) = producer.indices(unit)
+            assert ours(group, unit) == theirs(graph, module, names, int(index), root, function), group.name
+            compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.parametrize("kind", [TinyTransformer, TinyConvNet])
+@pytest.mark.parametrize("name", ["GroupTaylorImportance", "GroupMagnitudeImportance", "LAMPImportance"])
+def test_importances_plug_in_by_name(name: str, kind: type[nn.Module]) -> None:
+    model, ctx = tiny_model(kind), PassContext(data=tiny_data(64).for_passes())
+    after = Pipeline.parse(f"prune{{ratio=0.4,importance=torch_pruning:{name}}}").run(model, ctx)
+    assert after.params < 0.8 * model.params
+
+
+def test_the_group_magnitude_is_what_the_library_says_of_its_own_group() -> None:
+    torch.manual_seed(0)
+    module = randomise_norms(Residual()).eval()
+    x = torch.randn(2, 1, 8, 8)
+    axes = Axes.of(Model.from_module(module, (x,)))
+    graph = tp.DependencyGraph().build_dependency(module, example_inputs=x)
+    group = axes.group("a")
+    scores = IMPORTANCES["torch_pruning:GroupMagnitudeImportance"](axes, [group], PassContext(), 1)["a"]
+    own = tp.importance.GroupMagnitudeImportance()(graph.get_pruning_group(module.a, tp.prune_conv_out_channels, idxs=list(range(8))))
+    np.testing.assert_allclose(scores.numpy(), own.double().numpy(), rtol=1e-6)
+
+
+def test_what_it_does_not_know_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="needs data"):
+        Pipeline.parse("prune{importance=torch_pruning:TaylorImportance}").run(tiny_model(), PassContext())
