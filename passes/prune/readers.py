@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes, PruneGroup
 from edgesmith.passes.observe.inputs import Inputs, Moments
 
-MOST_BYTES = 2**30
-"""Of the products of inputs that are gathered at a time."""
+MOST_BYTES = min(2**32, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8)
+"""Of the products of inputs that are gathered at a time: fewer mean more runs of the model, never another result."""
 
 Indices = npt.NDArray[np.int64]
 
