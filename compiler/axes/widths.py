@@ -26,7 +26,7 @@ Widths = Mapping[Axis, Values]
 """Axis -> its widths, in arrays that broadcast with each other."""
 
 PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default, aten.mm.default})
-ATTENTION = aten.scaled_dot_product_attention.default
+ATTENTION, EINSUM = aten.scaled_dot_product_attention.default, aten.einsum.default
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,29 @@ class Counts:
             made = values[node]
             assert isinstance(left, tuple) and isinstance(right, tuple) and isinstance(made, tuple)
             return self._product(made[:-1], made[-1] if len(right) > 1 else (), left[-1])
+        if node.target is EINSUM:
+            return self._einsum(node)
         if node.target is ATTENTION:
             query, key, value = (values[a] for a in node.args[:3])  # type: ignore[index]
             assert isinstance(query, tuple) and isinstance(key, tuple) and isinstance(value, tuple)
             return [*self._product(query[:-1], key[-2], query[-1]), *self._product(query[:-1], value[-1], key[-2])]
         return []
+
+    def _einsum(self, node: fx.Node) -> list[Volume]:
+        """One product for every combination of letters; of two operands, as all that runtimes know."""
+        equation, operands = node.args[:2]
+        assert isinstance(equation, str) and isinstance(operands, (list, tuple))
+        given, made = equation.replace(" ", "").split("->")
+        if len(operands) != 2 or "." in equation:
+            return []
+        terms: dict[str, Term] = {}
+        for letters, operand in zip(given.split(","), operands, strict=True):
+            shape = self.axes.state.values[operand]  # type: ignore[index]
+            assert isinstance(shape, tuple)
+            terms |= dict(zip(letters, shape, strict=True))
+        summed = [terms[letter] for letter in terms if letter not in made]
+        positions = [*(terms[letter] for letter in made[:-1]), *summed[1:]]
+        return self._product(positions, terms[made[-1]] if made else (), summed[0] if summed else ())
 
     def macs(self) -> list[Volume]:
         """Multiply-accumulates of all operators."""

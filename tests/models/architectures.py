@@ -51,8 +51,25 @@ def wave(size: int, count: int = 2) -> tuple[torch.Tensor, ...]:
     return (torch.randn(count, size),)
 
 
+def spectrum(size: int, count: int = 2) -> tuple[torch.Tensor, ...]:
+    """Time, then frequency."""
+    return (torch.randn(count, size, 16),)
+
+
+def mel(size: int, count: int = 2) -> tuple[torch.Tensor, ...]:
+    """Frequency, then time."""
+    return (torch.randn(count, 16, size),)
+
+
 Maker = Callable[..., tuple[torch.Tensor, ...]]
-_NAMES: dict[Maker, tuple[str, ...]] = {image: ("pixel_values",), text: ("input_ids", "attention_mask"), ids: ("input_ids",), wave: ("input_values",)}
+_NAMES: dict[Maker, tuple[str, ...]] = {
+    image: ("pixel_values",),
+    text: ("input_ids", "attention_mask"),
+    ids: ("input_ids",),
+    wave: ("input_values",),
+    spectrum: ("input_values",),
+    mel: ("input_features",),
+}
 ALWAYS: dict[str, tuple[str, dict[str, Any], Maker, int]] = {
     "ViTForImageClassification": ("ViTConfig", _PATCHES, image, 32),
     "ResNetForImageClassification": ("ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "num_labels": 5}, image, 32),
@@ -181,6 +198,33 @@ SLOW: dict[str, tuple[str, dict[str, Any], Maker, int]] = {
     ),
     "Wav2Vec2ForSequenceClassification": ("Wav2Vec2Config", {**_SPEECH, "classifier_proj_size": 8}, wave, 400),
     "HubertForSequenceClassification": ("HubertConfig", {**_SPEECH, "classifier_proj_size": 8}, wave, 400),
+    "Dinov2ForImageClassification": ("Dinov2Config", _PATCHES, image, 32),
+    "CvtForImageClassification": (
+        "CvtConfig",
+        {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 4], "depth": [1, 2, 3], "num_labels": 5},
+        image,
+        64,
+    ),
+    "ASTForAudioClassification": ("ASTConfig", {**_WIDTHS, "max_length": 32, "num_mel_bins": 16, "patch_size": 8, "num_labels": 5}, spectrum, 32),
+    "WhisperForAudioClassification": (
+        "WhisperConfig",
+        {
+            "num_mel_bins": 16,
+            "d_model": 24,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 40,
+            "decoder_layers": 1,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 40,
+            "max_source_positions": 16,
+            "vocab_size": 100,
+            "classifier_proj_size": 8,
+            "num_labels": 5,
+        },
+        mel,
+        32,
+    ),
 }
 
 
