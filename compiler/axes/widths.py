@@ -145,7 +145,7 @@ class Counts:
             return []
         terms: dict[str, Term] = {}
         for letters, operand in zip(given.split(","), operands, strict=True):
-            shape = self.axes.state.values[operand]  # type: ignore[index]
+            shape = self.axes.state.values[operand]
             assert isinstance(shape, tuple)
             terms |= dict(zip(letters, shape, strict=True))
         summed = [terms[letter] for letter in terms if letter not in made]
