@@ -1,8 +1,11 @@
-"""Barriers that keep the converter from folding arithmetic with constants into weights that lie on a grid of the plan.
+"""What keeps the converter from merging what must stay apart.
+
+Barriers keep it from folding arithmetic with constants into weights that lie on a grid of the plan.
 
 Unhindered it multiplies the gain of a normalisation into the matrix product behind it, the scale of an attention into the one before it,
 through views, and adds the three of a hard sigmoid to the bias of the convolution before it: the operator then has other integers, or
-another result, than the plan.
+another result, than the plan. And a single head that is repeated for all queries is written out as a concatenation: merged into the products that read
+it, as a broadcast of one, the runtime computes something else (seen with litert-torch 0.10 and ai-edge-litert 2.3: differences of the size of the outputs).
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ _ARITHMETIC = frozenset(
 )
 """What is folded into the convolution before it when all else that it reads is constant."""
 
+_REGROUPING = frozenset({_aten.clone.default, _aten.contiguous.default, _aten.reshape.default, _aten.view.default})
+
 
 def guarded(model: Model) -> fx.GraphModule:
     """A copy of the graph of ``model`` with barriers around what its plan quantizes. Needs litert_torch imported, which defines the operator.
@@ -42,6 +47,8 @@ def guarded(model: Model) -> fx.GraphModule:
     Matrix products are shut off on both sides, convolutions where need be: a barrier has no channels-last layout.
     """
     graph = model.edit()
+    _write_out(graph)
+    graph.recompile()
     if model.quant is None:
         return graph
     for node in list(graphs.operators(graph)):
@@ -60,6 +67,20 @@ def guarded(model: Model) -> fx.GraphModule:
                 user.replace_input_with(node, barrier)
     graph.recompile()
     return graph
+
+
+def _write_out(graph: fx.GraphModule) -> None:
+    """Put concatenations of one tensor in place of what repeats a single head of it: one of size 1 in all dimensions between the batch and those that stay."""
+    for node in list(graphs.operators(graph)):
+        x = node.args[0] if node.target is _aten.expand.default else None
+        if not isinstance(x, fx.Node):
+            continue
+        before, after = x.meta["val"].shape, node.meta["val"].shape
+        repeated = [dim for dim in range(len(before)) if len(before) == len(after) and before[dim] != after[dim]]
+        if len(repeated) != 1 or repeated[0] == 0 or any(size != 1 for size in before[1 : repeated[0]]):
+            continue
+        if node.users and all(user.target in _REGROUPING for user in node.users):
+            node.target, node.args, node.kwargs = _aten.cat.default, ([x] * int(after[repeated[0]]), repeated[0]), {}
 
 
 def _folds(user: fx.Node, node: fx.Node) -> bool:
