@@ -64,7 +64,11 @@ def test_the_share_that_goes(transformer: Model, options: dict[str, object], exp
     assert {d.code for d in result.diagnostics} == {"prune.removed"}
 
 
-@pytest.mark.parametrize("importance", [name for name in IMPORTANCES if not name.endswith(("BNScaleImportance", "RandomImportance"))])
+OTHERWISE = ("BNScaleImportance", "FPGMImportance", "RandomImportance")
+"""Those that ask something else than how much a unit does: its norm's scale, how far it is from the other units, chance."""
+
+
+@pytest.mark.parametrize("importance", [name for name in IMPORTANCES if not name.endswith(OTHERWISE)])
 def test_units_that_nothing_depends_on_go_first(importance: str, ctx: PassContext) -> None:
     """Hidden units and channels of tiny weights, and nothing else, are chosen by every importance."""
     torch.manual_seed(0)
