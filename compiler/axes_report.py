@@ -13,7 +13,7 @@ from edgesmith.compiler.axes.axes import Axis, Term, leaves, resolve
 from edgesmith.compiler.axes.groups import named_shapes
 from edgesmith.compiler.diagnostics import Severity
 from edgesmith.compiler.errors import UserError
-from edgesmith.compiler.files import translated
+from edgesmith.compiler.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Plot
@@ -127,8 +127,8 @@ def draw(axes: Axes, file: Path) -> None:
         plot.axis("off")
         for place, (name, terms) in enumerate(rows):
             _draw_row(plot, place * ROW_IN, name, terms)
-        with translated(file):
-            figure.savefig(file, dpi=DPI, metadata={"Date": None} if file.suffix == ".svg" else None)
+        with written_whole(file) as temporary:
+            figure.savefig(temporary, format=file.suffix[1:], dpi=DPI, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def _width(term: Sequence[Box | str]) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 KEPT = 3
-"""Finished models of a bench that has to finish them."""
+"""Finished models, and files of models, that a bench holds at a time."""
 
 
 @dataclass(frozen=True)

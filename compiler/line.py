@@ -100,7 +100,7 @@ class Line:
             workdir=scratch,
             data=self.data.for_passes() if self.data else None,
             evaluate=self._evaluate if self.data else None,
-            benches={t.name: self._bench(wanted, t) for wanted, t in zip(self.spec.targets, self.targets, strict=True)},
+            benches={t.name: self._bench(wanted, t, scratch) for wanted, t in zip(self.spec.targets, self.targets, strict=True)},
             budget=self.spec.targets[0].budget,
             progress=self.progress.update,
         )
@@ -199,9 +199,9 @@ class Line:
         assert self.data is not None
         return self.metric(model_outputs_of(model, self.data.validation), self.data.validation.labels)
 
-    def _bench(self, wanted: TargetSpec, target: Target) -> TargetBench:
+    def _bench(self, wanted: TargetSpec, target: Target, folder: Path) -> TargetBench:
         data = self.data.for_passes() if self.data else None
-        return TargetBench(target, self.folder / CACHE, wanted.device, wanted.threads, wanted.budget, data, self.spec.seed)
+        return TargetBench(target, folder / target.name, wanted.device, wanted.threads, wanted.budget, data, self.spec.seed)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgesmith.compiler import registry
-from edgesmith.compiler.bench import Bench, Cost, Paired
+from edgesmith.compiler.bench import KEPT, Bench, Cost, Paired
 from edgesmith.compiler.budget import Budget
 from edgesmith.compiler.data import Array, PassData
 from edgesmith.compiler.instruments import fixed_inputs
@@ -24,7 +24,7 @@ COMPARED_ON = 8
 
 @dataclass(frozen=True)
 class TargetBench(Bench):
-    """Measures on ``target``. ``folder`` keeps the artifacts. They are run on training samples of ``data``; on random inputs without."""
+    """Measures on ``target``. ``folder`` holds the last few artifacts. They are run on training samples of ``data``; on random inputs without."""
 
     target: Target
     folder: Path
@@ -33,6 +33,7 @@ class TargetBench(Bench):
     budget: Budget = field(default_factory=Budget)
     data: PassData | None = None
     seed: int = 0
+    _kept: dict[str, Artifact] = field(default_factory=dict)
 
     @classmethod
     def of(cls, target: str, folder: Path, *, threads: int = 1) -> TargetBench:
@@ -64,8 +65,16 @@ class TargetBench(Bench):
         return profile_operators(artifact, target=self.target, device=self.device, threads=self.threads, samples=self._samples, limit_s=OPERATORS_LIMIT_S)
 
     def _artifact(self, model: Model) -> Artifact:
-        inputs = fixed_inputs(model, PassContext(data=self.data, seed=self.seed), COMPARED_ON)
-        return Lowering(self.folder, inputs).artifact(model, self.target)
+        """The file of ``model``; those that were asked for longest ago are deleted."""
+        key = model.fingerprint
+        artifact = self._kept.pop(key, None)
+        if artifact is None:
+            inputs = fixed_inputs(model, PassContext(data=self.data, seed=self.seed), COMPARED_ON)
+            artifact = Lowering(self.folder, inputs).artifact(model, self.target)
+        self._kept[key] = artifact
+        while len(self._kept) > KEPT:
+            self._kept.pop(next(iter(self._kept))).path.unlink(missing_ok=True)
+        return artifact
 
     @property
     def _samples(self) -> tuple[Array, ...] | None:

@@ -64,7 +64,7 @@ def activation(reads: Sequence[Read], size: int) -> torch.Tensor:
 
 
 def by_readers(name: str, score: Callable[[Sequence[Read], int], torch.Tensor]) -> Callable[[Axes, Sequence[PruneGroup], PassContext, int], Scores]:
-    """An importance by what reads the units."""
+    """The importance ``name``: ``score`` of what reads each group's units, gathered from samples."""
 
     def scored(axes: Axes, groups: Sequence[PruneGroup], ctx: PassContext, samples: int) -> Scores:
         split = ctx.need_data(f"prune{{importance={name}}}").train

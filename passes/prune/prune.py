@@ -14,9 +14,11 @@ from torch import fx
 
 from edgesmith.compiler.axes import Axes, PruneGroup, prove, remove
 from edgesmith.compiler.axes.axes import Axis
+from edgesmith.compiler.bench import Bench
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
+from edgesmith.compiler.spec import format_pass
 from edgesmith.compiler.suggest import did_you_mean
 from edgesmith.passes.observe.batches import calibration_batches
 from edgesmith.passes.observe.inputs import Batches
@@ -120,10 +122,13 @@ class Prune(Pass):
         groups, branches = self._chooser.groups(axes), self._chooser.branches(model)
         if not self.goal and not branches and not any(self._share_of(group, self._ratio(group)) for group in groups):
             return PassResult(model, False)
+        bench = ctx.need_bench(format_pass(self), self.target) if self.goal and self.goal.timed else None
+        if self.goal or self.reconstruct or branches:
+            ctx.need_data(format_pass(self))
         ctx.progress(0, 3, f"{self.importance} scores of {sum(g.size for g in groups)} units in {len(groups)} groups")
         scores = IMPORTANCES[self.importance](axes, groups, ctx, self.samples) if groups else {}
         cutter = Cutter(axes, scores, branches)
-        allocation = self._allocated(cutter, groups, ctx) if self.goal else Allocation(self._shared(cutter, groups, ctx))
+        allocation = self._allocated(cutter, groups, bench, ctx) if self.goal else Allocation(self._shared(cutter, groups, ctx))
         removals, dropped = cutter.removals(allocation.widths), cutter.dropped(allocation.widths)
         if not removals and not dropped:
             return PassResult(model, False, allocation.remarks)
@@ -150,13 +155,12 @@ class Prune(Pass):
     def _chooser(self) -> Chooser:
         return Chooser(self.kinds, self.include, self.exclude)
 
-    def _allocated(self, cutter: Cutter, groups: Sequence[PruneGroup], ctx: PassContext) -> Allocation:
+    def _allocated(self, cutter: Cutter, groups: Sequence[PruneGroup], bench: Bench | None, ctx: PassContext) -> Allocation:
         """The widths that meet the goal at the least loss."""
         assert self.goal is not None
         axes = cutter.axes
-        bench = ctx.need_bench("prune{latency=...}", self.target) if self.goal.timed else None
-        batches = self._batches(axes.model, ctx, min(self.samples, PROBE_SAMPLES))
-        probe = Probe(axes, batches, lambda name, width: cutter.removals({name: width}), self.reconstruct, ctx.progress)
+        batches = list(self._batches(axes.model, ctx, min(self.samples, PROBE_SAMPLES))())
+        probe = Probe(axes, lambda: batches, lambda name, width: cutter.removals({name: width}), self.reconstruct, ctx.progress)
         curves = losses(probe, {group.name: group.size - self.least for group in groups if group.size > self.least})
         variables = {name: Variable(axes.group(name).axis, axes.group(name).size, curve) for name, curve in curves.items()}
         gates: dict[fx.Node, tuple[Axis, ...]] = {}
@@ -167,8 +171,7 @@ class Prune(Pass):
         return allocate(Problem(axes, variables, cutter.model, gates, self.round_to, ctx.seed, ctx.progress), self.goal, bench)
 
     def _batches(self, model: Model, ctx: PassContext, samples: int) -> Batches:
-        split = ctx.need_data(f"prune{{{'reconstruct=true' if self.reconstruct else 'macs=...'}}}").train
-        return partial(calibration_batches, model, split, samples, ctx.seed)
+        return partial(calibration_batches, model, ctx.need_data(format_pass(self)).train, samples, ctx.seed)
 
     def _shared(self, cutter: Cutter, groups: Sequence[PruneGroup], ctx: PassContext) -> Widths:
         """The widths that shares of groups, or of all groups of a structure, leave; of the blocks those that move their stream least go."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from edgesmith.compiler import registry
 from edgesmith.compiler.axes import Axes
 from edgesmith.compiler.instruments import fixed_inputs
 from edgesmith.compiler.lowering import Lowering
+from edgesmith.compiler.profile.session import open_session
 
 
 class Shared(nn.Module):
@@ -35,10 +37,12 @@ class Shared(nn.Module):
 @pytest.mark.parametrize("target", registry.target_names())
 @pytest.mark.parametrize(("keys", "queries"), [(1, 2), (1, 4), (2, 2)])
 def test_it_lowers(keys: int, queries: int, target: str, tmp_path: Path) -> None:
-    """``Lowering`` compares the file, run in its runtime, with the graph, to 1e-4."""
     torch.manual_seed(0)
-    model = Model.from_module(Shared(keys, queries).eval(), (torch.randn(2, 8, 24),))
-    Lowering(tmp_path, fixed_inputs(model, PassContext(), 4)).artifact(model, registry.target(target))
+    model, chosen, x = Model.from_module(Shared(keys, queries).eval(), (torch.randn(2, 8, 24),)), registry.target(target), torch.randn(4, 8, 24)
+    artifact = chosen.lower(model, tmp_path)
+    with open_session(artifact.path, chosen.runner) as session:
+        (found,) = session.run((x.numpy(),))
+    np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-5)
 
 
 def test_what_pruning_leaves_of_two_key_heads_lowers_to_litert(tmp_path: Path) -> None:

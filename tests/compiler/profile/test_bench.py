@@ -8,6 +8,7 @@ import pytest
 
 from edgesmith import PassContext, Pipeline
 from edgesmith.compiler import graph as graphs
+from edgesmith.compiler.bench import KEPT
 from edgesmith.compiler.profile.bench import TargetBench
 from edgesmith.compiler.testing import TinyTransformer, tiny_data, tiny_model
 
@@ -31,3 +32,4 @@ def test_a_narrower_model_takes_less_and_the_share_asked_for(target: str, tmp_pa
     assert 0.5 < bench.paired(model, narrow).share.value < 0.95
     timed = {path for operator in bench.operators(model).operators for path in operator.sources}
     assert {"blocks.0.fc1", "blocks.1.fc2"} <= timed <= {graphs.source(node) for node in graphs.operators(model.graph)}
+    assert len(list(tmp_path.glob(f"*{bench.target.suffix}"))) == KEPT
