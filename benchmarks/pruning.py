@@ -1,20 +1,23 @@
-"""Pruning to a latency without training, beside uniform pruning and torch-pruning: ``python benchmarks/pruning.py [BUILD_FILE ...] [--target NAME ...]``.
+"""Pruning to a latency without training, beside others: ``python benchmarks/pruning.py [BUILD_FILE ...] [--target NAME ...] [--modelopt PYTHON]``.
 
 Every build file gives a model and its data (``benchmarks/cifar-*.toml``; first ``python benchmarks/cifar.py``). Ours is asked for a share of the latency, by
-units and blocks. The others are asked for a share of the units that takes as long on the same runtime, found by bisection with measured files. All files are
-scored in their runtime on test samples, and timed against the whole model in pairs. Nothing is trained. The exit code is 1 where ours misses its share by
-more than 3 %, or another one of the same time is more accurate.
+units and blocks. Uniform pruning, torch-pruning, and FastNAS where PYTHON has nvidia-modelopt, are asked for a share of the units that takes as long on the
+same runtime, found by bisection with measured files. All files are scored in their runtime on test samples, and timed against the whole model in pairs.
+Nothing is trained. The exit code is 1 where ours misses its share by more than 3 %, or another one of the same time is more accurate.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch_pruning
 from torch import nn
@@ -37,15 +40,15 @@ from edgesmith.compiler.profile.session import open_session
 from edgesmith.compiler.progress import silent
 
 HERE = Path(__file__).parent
-FILES = tuple(HERE / f"cifar-{name}.toml" for name in ("resnet", "mobile", "vit"))
-SHARE, CLOSE, EQUAL = 2 / 3, 0.03, 0.02
+FILES = tuple(HERE / f"cifar-{name}.toml" for name in ("wide-resnet", "wide-vit", "resnet", "mobile", "vit"))
+SHARE, CLOSE, EQUAL = 0.65, 0.03, 0.02
 STEPS = 6
-OURS = "prune{{latency={share:.4f},target={target},importance=obs,reconstruct=true,samples=2048,kinds=[channels,hidden,heads,head_dim,blocks]}}"
+SAMPLES, SCORED = 4096, 2000
+OURS = "prune{{latency={share:.4f},target={target},importance=obs,reconstruct=true,samples={samples},kinds=[channels,hidden,heads,head_dim,residual,blocks]}}"
 UNIFORM = {
     "uniform, L2": "prune{{ratio={ratio:.4f},importance=l2}}",
-    "uniform, OBS, refitted": "prune{{ratio={ratio:.4f},importance=obs,reconstruct=true,samples=2048}}",
+    "uniform, OBS, refitted": "prune{{ratio={ratio:.4f},importance=obs,reconstruct=true,samples={samples}}}",
 }
-TORCH_PRUNING = "torch-pruning, isomorphic, Taylor"
 Narrowed = Callable[[float], Model]
 
 
@@ -111,6 +114,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, default=FILES)
     parser.add_argument("--target", action="append", choices=registry.target_names())
+    parser.add_argument("--modelopt", type=Path, help="the interpreter of an environment that has nvidia-modelopt")
     parser.add_argument("--share", type=float, default=SHARE, help="of the latency that is to be left")
     parser.add_argument("--folder", type=Path, default=Path("out/benchmark-pruning"))
     wanted = parser.parse_args()
@@ -120,11 +124,11 @@ def main() -> int:
     for file in wanted.files:
         line = Line.of(read(file, (), wanted.target or registry.target_names()), wanted.folder / file.stem, silent())
         for target in (target.name for target in line.targets):
-            behind += not compared(line, target, wanted.folder / file.stem / target, wanted.share)
+            behind += not compared(line, target, wanted.folder / file.stem / target, wanted.share, wanted.modelopt)
     return 1 if behind else 0
 
 
-def compared(line: Line, target: str, folder: Path, share: float) -> bool:
+def compared(line: Line, target: str, folder: Path, share: float, modelopt: Path | None) -> bool:
     """Print one table; whether ours is on time and not behind."""
     folder.mkdir(parents=True, exist_ok=True)
     assert line.data is not None
@@ -135,12 +139,14 @@ def compared(line: Line, target: str, folder: Path, share: float) -> bool:
     print("| pruned | time of the whole | 95 % | top-1 | parameters | multiply-accumulates | seconds |\n| --- | --- | --- | --- | --- | --- | --- |")
     whole = show(case.row("nothing", lambda: line.teacher))
     try:
-        ours = show(case.row("edgesmith", lambda: case.pruned(OURS.format(share=share, target=target))))
+        ours = show(case.row("edgesmith", lambda: case.pruned(OURS.format(share=share, target=target, samples=SAMPLES))))
     except UserError as error:
         print(f"\nedgesmith refuses: {error.what}: {error.why}", flush=True)
         return False
-    others = {name: lambda ratio, passes=passes: case.pruned(passes.format(ratio=ratio)) for name, passes in UNIFORM.items()}
-    others[TORCH_PRUNING] = lambda ratio: isomorphic(case, ratio)
+    others = {name: lambda ratio, passes=passes: case.pruned(passes.format(ratio=ratio, samples=SAMPLES)) for name, passes in UNIFORM.items()}
+    others["torch-pruning, isomorphic, Taylor"] = lambda ratio: isomorphic(case, ratio)
+    if modelopt is not None:
+        others["ModelOpt, FastNAS"] = lambda ratio: fastnas(case, ratio, modelopt)
     rows = [show(case.row(name, lambda make=make: case.as_fast(ours.share.value, make))) for name, make in others.items()]
     late = abs(ours.share.value / share - 1) > CLOSE
     better = [row.name for row in rows if row.accuracy > ours.accuracy and row.share.value <= ours.share.value * (1 + EQUAL)]
@@ -177,13 +183,29 @@ def isomorphic(case: Case, ratio: float) -> Model:
         prune_num_heads=bool(attention),
         head_pruning_ratio=ratio,
     )
-    for start in range(0, 2048, 128):
+    for start in range(0, SAMPLES, 128):
         (x,), labels = split.batch(slice(start, start + 128)), split.labels[start : start + 128]
         nn.functional.cross_entropy(module(torch.from_numpy(x)), torch.from_numpy(labels)).backward()
     pruner.step()
     for qkv, block in attention.items():
         block.heads = pruner.num_heads[qkv]
     return Model.from_module(module.eval(), (example,))
+
+
+def fastnas(case: Case, ratio: float, python: Path) -> Model:
+    """By FastNAS, scored on samples that nothing else here looks at, batch norms calibrated on as many as ours sees."""
+    assert case.line.data is not None
+    samples, pruned = case.folder / "fastnas.npz", case.folder / "fastnas.pt2"
+    if not samples.is_file():
+        train, choosing = case.line.data.train, case.line.data.validation
+        inputs = {"calibration": train.batch(slice(0, SAMPLES))[0], "inputs": choosing.batch(slice(0, SCORED))[0]}
+        np.savez(samples, **inputs, labels=choosing.labels[:SCORED])
+    script = Path(__file__).with_name("pruning_fastnas.py")
+    command = [str(python), str(script), str(case.line.spec.model.source), str(samples), str(1 - ratio), str(pruned)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it failed")
+    return Model.load(pruned)
 
 
 if __name__ == "__main__":

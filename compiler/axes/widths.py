@@ -30,16 +30,33 @@ ATTENTION, EINSUM = aten.scaled_dot_product_attention.default, aten.einsum.defau
 
 
 @dataclass(frozen=True)
+class Step:
+    """A kernel works on multiples of ``width`` units. Any other number is rounded up, and takes ``extra`` times as much more: copies, or a slower kernel."""
+
+    width: int = 1
+    extra: float = 0.0
+
+    def of(self, value: Values) -> Values:
+        """``value`` as the kernel's time sees it."""
+        up = np.ceil(value / self.width) * self.width
+        return np.asarray(np.where(up == value, value, up * (1 + self.extra)))
+
+
+Steps = tuple[Step, Step]
+"""Of the outputs and of the inputs of a kernel."""
+
+
+@dataclass(frozen=True)
 class Monomial:
     """``constant`` times the widths of ``axes``."""
 
     constant: int
     axes: tuple[Axis, ...] = ()
 
-    def of(self, widths: Widths, tile: int = 1) -> Values:
-        """The value, rounded up to a multiple of ``tile``."""
+    def of(self, widths: Widths, step: Step | None = None) -> Values:
+        """The value; to a kernel with such a ``step``."""
         value = np.asarray(prod((widths[axis] for axis in self.axes), start=np.float64(self.constant)))
-        return value if tile == 1 else np.ceil(value / tile) * tile
+        return value if step is None else step.of(value)
 
 
 @dataclass(frozen=True)
@@ -60,9 +77,10 @@ class Volume:
         """The axes that it depends on."""
         return frozenset(self.positions.axes + self.outputs.axes + self.inputs.axes)
 
-    def of(self, widths: Widths, tiles: tuple[int, int] = (1, 1)) -> Values:
-        """The value, with outputs and inputs rounded up to multiples of ``tiles``."""
-        return np.asarray(self.positions.of(widths) * self.outputs.of(widths, tiles[0]) * self.inputs.of(widths, tiles[1]))
+    def of(self, widths: Widths, steps: Steps | None = None) -> Values:
+        """The value; to a kernel with such ``steps``."""
+        outputs, inputs = steps or (None, None)
+        return np.asarray(self.positions.of(widths) * self.outputs.of(widths, outputs) * self.inputs.of(widths, inputs))
 
 
 @dataclass(frozen=True)

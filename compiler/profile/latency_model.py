@@ -1,15 +1,16 @@
 """A model's latency as a function of the widths of its groups, fitted to measured files.
 
 Every source module takes so much for each operator, each multiply-accumulate and each element that it reads or writes: coefficients that are not
-negative, from the times of its operators in files of many widths. Kernels work in tiles, so that time rises in steps; how wide these are is what fits best
+negative, from the times of its operators in files of many widths. Kernels work in steps, so that time rises in steps; how wide these are is what fits best
 (nn-Meter, Zhang et al., MobiSys 2021, section 4, finds steps likewise, by kernel). A file that was measured while the machine was slow is slow in all its
 operators alike, and is brought to the level of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from types import MappingProxyType
 
@@ -20,17 +21,22 @@ from torch import fx
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes.axes import Axis
-from edgesmith.compiler.axes.widths import Counts, Values, Volume, Widths
+from edgesmith.compiler.axes.widths import Counts, Step, Steps, Values, Volume, Widths
 from edgesmith.compiler.profile.operator_types import OperatorProfile
 from edgesmith.compiler.weighted import CONVOLUTIONS, LINEARS
 
-Tiles = tuple[int, int]
-"""Steps of the outputs and of the inputs of a kernel."""
-UNTILED: Tiles = (1, 1)
-STEPS = (1, 2, 4, 8, 16, 32, 64)
+SMOOTH: Steps = (Step(), Step())
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+EXTRAS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 WORTH = 0.9
-"""Wider steps are believed where they leave less than this share of the squared error."""
-LEVELLINGS = 3
+"""Wider steps, and extras, are believed where they leave less than this share of the squared error."""
+EXACT = 1e-5
+"""An error of this share of all squared times explains them."""
+WITH_EXTRAS = tuple(Step(width, extra) for width, extra in product(WIDTHS, EXTRAS) if width > 1)
+LEVELLINGS = 4
+"""Times that files are brought to a level, for each search for steps."""
+SEARCHES = (0, 0, 2, 2)
+"""Rounds of each search that look for extras: not in the first ones, for extras would explain a wrong level, too."""
 ONE = Volume.one()
 
 
@@ -51,36 +57,36 @@ class Layer:
     work: tuple[tuple[str, Volume], ...]
     elements: tuple[Volume, ...]
 
-    def features(self, widths: Widths, tiles: Mapping[str, Tiles]) -> Values:
-        """(3, ...): operators, multiply-accumulates in whole tiles, elements."""
+    def features(self, widths: Widths, steps: Mapping[str, Steps]) -> Values:
+        """(3, ...): operators, multiply-accumulates in whole steps, elements."""
         there = sum((v.of(widths) for v in self.operators), start=np.zeros(()))
-        work = sum((v.of(widths, tiles.get(kind, UNTILED)) for kind, v in self.work), start=np.zeros(()))
+        work = sum((v.of(widths, steps.get(kind, SMOOTH)) for kind, v in self.work), start=np.zeros(()))
         elements = sum((v.of(widths) for v in self.elements), start=np.zeros(()))
         return np.stack(np.broadcast_arrays(there, work, elements))
 
 
 @dataclass(frozen=True)
 class Part:
-    """A share of the latency: milliseconds for each unit of a volume in whole tiles."""
+    """A share of the latency: milliseconds for each unit of a volume in whole steps."""
 
     ms: float
     volume: Volume
-    tiles: Tiles = UNTILED
+    steps: Steps = SMOOTH
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """``coefficients``: milliseconds of each of ``layers`` for its three features. ``tiles``: by kind of kernel. ``rest_ms``: what has no source."""
+    """``coefficients``: milliseconds of each of ``layers`` for its three features. ``steps``: by kind of kernel. ``rest_ms``: what has no source."""
 
     layers: tuple[Layer, ...]
     coefficients: tuple[tuple[float, ...], ...]
-    tiles: Mapping[str, Tiles]
+    steps: Mapping[str, Steps]
     rest_ms: float
 
     def ms(self, widths: Mapping[Axis, int]) -> float:
         """Of one call."""
         at = {axis: np.array(width, dtype=np.float64) for axis, width in widths.items()}
-        spent = (float(np.dot(c, layer.features(at, self.tiles))) for layer, c in zip(self.layers, self.coefficients, strict=True))
+        spent = (float(np.dot(c, layer.features(at, self.steps))) for layer, c in zip(self.layers, self.coefficients, strict=True))
         return self.rest_ms + sum(spent)
 
     def parts(self) -> Iterator[Part]:
@@ -88,7 +94,7 @@ class LatencyModel:
         yield Part(self.rest_ms, ONE)
         for layer, (constant, per_work, per_element) in zip(self.layers, self.coefficients, strict=True):
             yield from (Part(constant, volume) for volume in layer.operators)
-            yield from (Part(per_work, volume, self.tiles.get(kind, UNTILED)) for kind, volume in layer.work)
+            yield from (Part(per_work, volume, self.steps.get(kind, SMOOTH)) for kind, volume in layer.work)
             yield from (Part(per_element, volume) for volume in layer.elements)
 
 
@@ -98,32 +104,33 @@ def fit(counts: Counts, measured: Sequence[Measured]) -> LatencyModel:
     times, rest = _times(layers, measured)
     widths = {axis: np.array([one.widths[axis] for one in measured], dtype=np.float64) for axis in measured[0].widths}
     level = np.ones(len(measured))
-    tiles: dict[str, Tiles] = {}
+    steps: dict[str, Steps] = {}
     coefficients = np.zeros((len(layers), 3))
-    for _ in range(LEVELLINGS):
-        levelled = times / level[:, None]
-        tiles = _tiles(layers, levelled, widths)
-        coefficients, _ = _fitted(layers, levelled, widths, tiles)
-        predicted = np.stack([_predicted(layer, c, widths, tiles, len(measured)) for layer, c in zip(layers, coefficients, strict=True)], axis=1)
-        level = times.sum(1) / np.maximum(predicted.sum(1), np.finfo(float).tiny)
-        level = level / level[0]
-    return LatencyModel(layers, tuple(tuple(c) for c in coefficients.tolist()), MappingProxyType(tiles), float(np.median(rest / level)))
+    for rounds in SEARCHES:
+        steps = _steps(layers, times / level[:, None], widths, rounds)
+        for _ in range(LEVELLINGS):
+            coefficients, _ = _fitted(layers, times / level[:, None], widths, steps)
+            predicted = np.stack([_predicted(layer, c, widths, steps, len(measured)) for layer, c in zip(layers, coefficients, strict=True)], axis=1)
+            level = times.sum(1) / np.maximum(predicted.sum(1), np.finfo(float).tiny)
+            level = level / level[0]
+    return LatencyModel(layers, tuple(tuple(c) for c in coefficients.tolist()), MappingProxyType(steps), float(np.median(rest / level)))
 
 
-def _predicted(layer: Layer, coefficients: Values, widths: Widths, tiles: Mapping[str, Tiles], count: int) -> Values:
-    return np.asarray(np.broadcast_to(np.tensordot(coefficients, layer.features(widths, tiles), 1), (count,)))
+def _predicted(layer: Layer, coefficients: Values, widths: Widths, steps: Mapping[str, Steps], count: int) -> Values:
+    return np.asarray(np.broadcast_to(np.tensordot(coefficients, layer.features(widths, steps), 1), (count,)))
 
 
 def _layers(counts: Counts, profiles: Sequence[OperatorProfile]) -> tuple[Layer, ...]:
-    """What one runtime operator computed in any of the files is one layer."""
-    graph = counts.axes.model.graph
-    known = {graphs.source(node) for node in graphs.operators(graph)}
-    together = _connected({path for path in operator.sources if path in known} for profile in profiles for operator in profile.operators)
-    nodes: dict[frozenset[str], list[fx.Node]] = {sources: [] for sources in together}
-    of_path = {path: sources for sources in together for path in sources}
-    for node in graphs.operators(graph):
-        if (sources := of_path.get(graphs.source(node))) is not None:
-            nodes[sources].append(node)
+    """What one runtime operator computed in any of the files is one layer.
+
+    Those that multiply come first. What is fused with one of them takes no time of its own: a path that stands beside one (a sum, an activation) joins no
+    two of them, and is a layer of what it is found to take alone.
+    """
+    executed = [set(operator.sources) for profile in profiles for operator in profile.operators]
+    nodes = _claimed(counts.axes.model.graph, set().union(*executed))
+    multiply = {path for path, members in nodes.items() if any(counts.work(node) for node in members)}
+    of_multiplying = _connected(paths & multiply for paths in executed)
+    alone = _connected(paths & nodes.keys() for paths in executed if not paths & multiply)
     return tuple(
         Layer(
             sources,
@@ -131,13 +138,26 @@ def _layers(counts: Counts, profiles: Sequence[OperatorProfile]) -> tuple[Layer,
             tuple((kind(node), volume) for node in members for volume in counts.work(node)),
             tuple(volume for node in members for volume in counts.elements(node)),
         )
-        for sources, members in nodes.items()
+        for sources in (*of_multiplying, *alone)
+        for members in [[node for path in sorted(sources) for node in nodes[path]]]
     )
+
+
+def _claimed(graph: fx.GraphModule, seen: Set[str]) -> dict[str, list[fx.Node]]:
+    """Path among ``seen`` -> its nodes; those of a path that a runtime does not tell are with what reads them: a convolution with its batch norm."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in graphs.operators(graph):
+        teller: fx.Node | None = node
+        while teller is not None and graphs.source(teller) not in seen:
+            teller = next(iter(teller.users), None)
+        if teller is not None:
+            found.setdefault(graphs.source(teller), []).append(node)
+    return found
 
 
 def _connected(sets: Iterable[set[str]]) -> list[frozenset[str]]:
     owner: dict[str, set[str]] = {}
-    for one in sets:
+    for one in filter(None, sets):
         merged = set(one).union(*(owner[path] for path in one if path in owner))
         owner.update(dict.fromkeys(merged, merged))
     return list(dict.fromkeys(map(frozenset, owner.values())))
@@ -162,7 +182,7 @@ def _times(layers: Sequence[Layer], measured: Sequence[Measured]) -> tuple[Value
     times, rest = np.zeros((len(measured), len(layers))), np.zeros(len(measured))
     for row, one in enumerate(measured):
         for operator in one.profile.operators:
-            number = next((place[path] for path in operator.sources if path in place), None)
+            number = min((place[path] for path in operator.sources if path in place), default=None)
             if number is None:
                 rest[row] += operator.ms
             else:
@@ -171,28 +191,45 @@ def _times(layers: Sequence[Layer], measured: Sequence[Measured]) -> tuple[Value
     return times, rest
 
 
-def _tiles(layers: Sequence[Layer], times: Values, widths: Widths) -> dict[str, Tiles]:
-    """The steps of each kind of kernel that explain ``times`` best; wider ones only where they are clearly better."""
-    tiles: dict[str, Tiles] = {}
+def _steps(layers: Sequence[Layer], times: Values, widths: Widths, rounds: int) -> dict[str, Steps]:
+    """The steps of each kind of kernel that explain ``times`` best; wider ones, and extras in so many ``rounds``, only where they are clearly better."""
+    steps: dict[str, Steps] = {}
     for name in sorted({name for layer in layers for name, _ in layer.work}):
         mine = [number for number, layer in enumerate(layers) if any(k == name for k, _ in layer.work)]
         some, seen = [layers[number] for number in mine], times[:, mine]
-        best, least = UNTILED, _fitted(some, seen, widths, tiles)[1]
-        for steps in sorted(product(STEPS, STEPS), key=sum):
-            error = _fitted(some, seen, widths, {**tiles, name: steps})[1]
-            if error < WORTH * least:
-                best, least = steps, error
-        tiles[name] = best
-    return tiles
+
+        error = partial(_error, some, seen, widths, steps, name)
+        exact = EXACT * float(np.square(seen).sum())
+        found = _better(error, exact, ((Step(a), Step(b)) for a, b in sorted(product(WIDTHS, WIDTHS), key=sum)), (SMOOTH, error(SMOOTH)))
+        for _ in range(rounds):
+            found = _better(error, exact, [(one, found[0][1]) for one in WITH_EXTRAS], found)
+            found = _better(error, exact, [(found[0][0], one) for one in WITH_EXTRAS], found)
+        steps[name] = found[0]
+    return steps
 
 
-def _fitted(layers: Sequence[Layer], times: Values, widths: Widths, tiles: Mapping[str, Tiles]) -> tuple[Values, float]:
+def _error(layers: Sequence[Layer], times: Values, widths: Widths, others: Mapping[str, Steps], name: str, steps: Steps) -> float:
+    return _fitted(layers, times, widths, {**others, name: steps})[1]
+
+
+def _better(error: Callable[[Steps], float], exact: float, candidates: Iterable[Steps], found: tuple[Steps, float]) -> tuple[Steps, float]:
+    """``found``, or the last of the candidates each of which is clearly better than the one before it."""
+    for one in candidates:
+        if found[1] <= exact:
+            break
+        left = error(one)
+        if left < WORTH * found[1]:
+            found = one, left
+    return found
+
+
+def _fitted(layers: Sequence[Layer], times: Values, widths: Widths, steps: Mapping[str, Steps]) -> tuple[Values, float]:
     """Coefficients (layers, 3), and the squared error that they leave."""
     from scipy.optimize import nnls
 
     found, error = np.zeros((len(layers), 3)), 0.0
     for number, layer in enumerate(layers):
-        features: npt.NDArray[np.float64] = np.stack([np.broadcast_to(f, (len(times),)) for f in layer.features(widths, tiles)], axis=1)
+        features: npt.NDArray[np.float64] = np.stack([np.broadcast_to(f, (len(times),)) for f in layer.features(widths, steps)], axis=1)
         scale = np.maximum(features.max(axis=0), np.finfo(float).tiny)
         solution, residual = nnls(features / scale, times[:, number])
         found[number], error = solution / scale, error + residual**2

@@ -7,7 +7,7 @@ Kurtić et al., NeurIPS 2023, section 3.2, close the loop).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -33,6 +33,8 @@ FILES = 10
 """Of random widths that are measured, beside the model as it is."""
 NARROWEST = 0.2
 """Share of a group's units that a file of random widths keeps at least."""
+WHOLE_STEPS = (8, 16, 32)
+"""Every second file has widths that are multiples of one of these, in which kernels often work: by chance few would be."""
 ROUNDS = 3
 CLOSE = 0.03
 """A measured latency this near to its limit, as a share of it, is taken."""
@@ -75,20 +77,25 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Variable:
-    """A group, or a gate (of size 1, which may go): its axis, its width as it is, and what it loses when it gets narrower."""
+    """A group, or a gate (of size 1, which may go): its axis, its width as it is, what it loses when it gets narrower, and its kind."""
 
     axis: Axis
     size: int
     curve: Curve
+    kind: str = ""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Groups that may be made narrower, in steps of ``round_to`` units, and operators behind ``gates``; ``narrowed`` is the model of given widths."""
+    """Groups that may be made narrower, in steps of ``round_to`` units, and operators behind ``gates``.
+
+    ``narrowed`` is the model of given widths, ``loss`` what all of them together lose: less or more than the sum of what each loses alone.
+    """
 
     axes: Axes
     variables: Mapping[str, Variable]
     narrowed: Callable[[Widths], Model]
+    loss: Callable[[Widths], float]
     gates: Mapping[fx.Node, tuple[Axis, ...]] = field(default_factory=dict)
     round_to: int = 1
     seed: int = 0
@@ -109,19 +116,17 @@ class Problem:
         return {self.variables[name].axis: width for name, width in widths.items()}
 
     def choices(self, steps: Mapping[str, int]) -> dict[str, npt.NDArray[np.int64]]:
-        """The widths of each group, falling from its size, in whole ``steps``; evenly spread where they are many."""
+        """The widths of each group, falling from its size: whole ``steps``, and between them, where four steps are not in it, evenly spread ones."""
         most = max(MOST_WIDTHS, WIDTHS_IN_ALL // len(self.variables))
         found = {}
         for name, variable in self.variables.items():
-            size, lowest = variable.size, variable.size - variable.curve.most
-            step = max(self.round_to, steps.get(name, 1))
-            wanted = np.array([w for w in range((size - 1) // step * step, 0, -step) if w >= lowest], dtype=np.int64)
+            size, lowest, step = variable.size, variable.size - variable.curve.most, steps.get(name, 1)
+            whole = [w for w in range(0, size, int(np.lcm(step, self.round_to))) if w >= max(lowest, 1)]
+            others = [w for w in range(0, size, self.round_to) if w >= lowest and w not in whole] if 4 * step > size else []
             lowest = -(-lowest // self.round_to) * self.round_to
-            if lowest < min([size, *wanted]):
-                wanted = np.append(wanted, lowest)
-            if len(wanted) > most - 1:
-                wanted = wanted[np.unique(np.linspace(0, len(wanted) - 1, most - 1).round().astype(int))]
-            found[name] = np.array([size, *wanted], dtype=np.int64)
+            room = max(0, most - 1 - len(whole))
+            wanted = {size, min(lowest, size), *_spread(whole, most - 1), *_spread(others, room)}
+            found[name] = np.array(sorted(wanted, reverse=True), dtype=np.int64)
         return found
 
 
@@ -138,7 +143,7 @@ def allocate(problem: Problem, goal: Goal, bench: Bench | None) -> Allocation:
         if share is not None
     ]
     if not goal.timed:
-        return Allocation(_chosen(problem, limits))
+        return Allocation(_chosen(problem, limits)[0])
     assert bench is not None
     return _Loop(problem, goal, bench, limits).run()
 
@@ -155,39 +160,80 @@ class _Limit:
     def cost(self, widths: Mapping[Axis, int]) -> float:
         """Of the model with ``widths``."""
         at = {axis: np.array(width, dtype=np.float64) for axis, width in widths.items()}
-        return sum((part.ms * float(part.volume.of(at, part.tiles)) for part in self.parts), start=0.0)
+        return sum((part.ms * float(part.volume.of(at, part.steps)) for part in self.parts), start=0.0)
 
 
-def _chosen(problem: Problem, limits: Sequence[_Limit]) -> Widths:
-    """The widths of least loss within ``limits``."""
+def _chosen(problem: Problem, limits: Sequence[_Limit]) -> tuple[Widths, frozenset[str]]:
+    """The widths of least loss within ``limits``, and the kinds of groups that are better left alone.
+
+    Losses add up well for units of one kind, and worse where blocks or the width of a stream go with them: what is chosen without one of the kinds is
+    compared by the loss that is measured of all of it together, and the worst kind is left out as long as that is better.
+    """
+    whole: frozenset[str] = frozenset()
+    best, nearest = _solved(problem, limits, whole)
+    if best is None:
+        raise nearest
+    kinds = {variable.kind for variable in problem.variables.values()}
+    if len(kinds) < 2:
+        return best, whole
+    measured = {_key(best): problem.loss(best)}
+    while True:
+        found = {whole | {kind}: _solved(problem, limits, whole | {kind})[0] for kind in kinds - whole if _uses(problem, best, kind)}
+        candidates = {left: widths for left, widths in found.items() if widths is not None}
+        for number, widths in enumerate(candidates.values()):
+            problem.progress(number, len(candidates), "measure what goes together")
+            if _key(widths) not in measured:
+                measured[_key(widths)] = problem.loss(widths)
+        left = min(candidates, key=lambda one: measured[_key(candidates[one])], default=whole)
+        if left == whole or measured[_key(candidates[left])] >= measured[_key(best)]:
+            return best, whole
+        best, whole = candidates[left], left
+
+
+def _key(widths: Widths) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(widths.items()))
+
+
+def _uses(problem: Problem, widths: Widths, kind: str) -> bool:
+    return any(variable.kind == kind and widths[name] < variable.size for name, variable in problem.variables.items())
+
+
+def _solved(problem: Problem, limits: Sequence[_Limit], whole: Set[str]) -> tuple[Widths | None, UnsupportedError]:
+    """The widths of least loss in sum, where groups of the kinds ``whole`` stay as they are; None where none meet ``limits``, and the error that says so."""
     present = problem.by_axis(problem.present)
-    choices = problem.choices(_steps(problem, limits))
+    steps = _steps(problem, limits)
+    choices = {name: w[:1] if problem.variables[name].kind in whole else w for name, w in problem.choices(steps).items()}
+    narrow = problem.by_axis({name: int(widths[-1]) for name, widths in choices.items()})
+    shares = [limit.scale * limit.cost(narrow) / limit.cost(present) for limit in limits]
+    nearest, share = max(zip(limits, shares, strict=True), key=lambda one: one[1] / one[0].share)
+    error = UnsupportedError(
+        f"no widths meet {nearest.option}={nearest.share:.3g}",
+        why=f"the narrowest that may be chosen still take {share:.3g} of what the model takes now",
+        hint=f"ask for {nearest.option}={share * (1 + CLOSE):.2g} or more, or let more go: kinds, include, exclude, least",
+    )
     found = _tables(problem, choices, limits)
     most = [limit.share / limit.scale * limit.cost(present) for limit in limits]
     chosen = solve({name: len(widths) for name, widths in choices.items()}, found, most, problem.seed)
-    if chosen is None:
-        narrow = problem.by_axis({name: int(widths[-1]) for name, widths in choices.items()})
-        shares = [limit.scale * limit.cost(narrow) / limit.cost(present) for limit in limits]
-        nearest, share = max(zip(limits, shares, strict=True), key=lambda one: one[1] / one[0].share)
-        raise UnsupportedError(
-            f"no widths meet {nearest.option}={nearest.share:.3g}",
-            why=f"the narrowest that may be chosen still take {share:.3g} of what the model takes now",
-            hint=f"ask for {nearest.option}={share * (1 + CLOSE):.2g} or more, or let more go: kinds, include, exclude, least",
-        )
-    return {name: int(choices[name][place]) for name, place in chosen.items()}
+    return (None if chosen is None else {name: int(choices[name][place]) for name, place in chosen.items()}), error
 
 
 def _steps(problem: Problem, limits: Sequence[_Limit]) -> dict[str, int]:
-    """For each group the widest step of the kernels that make or read it, where it has four of them at least."""
+    """For each group the widest step of the kernels that make or read it."""
     steps: dict[Axis, int] = {}
     for limit in limits:
         for part in limit.parts:
-            for monomial, tile in ((part.volume.outputs, part.tiles[0]), (part.volume.inputs, part.tiles[1])):
+            for monomial, step in ((part.volume.outputs, part.steps[0]), (part.volume.inputs, part.steps[1])):
                 for axis in monomial.axes:
                     inner = monomial.constant if len(monomial.axes) == 1 else 1
-                    steps[axis] = max(steps.get(axis, 1), tile // np.gcd(tile, inner))
-    found = {name: int(steps.get(variable.axis, 1)) for name, variable in problem.variables.items()}
-    return {name: step for name, step in found.items() if 4 * step <= problem.variables[name].size}
+                    steps[axis] = max(steps.get(axis, 1), step.width // np.gcd(step.width, inner))
+    return {name: int(steps.get(variable.axis, 1)) for name, variable in problem.variables.items()}
+
+
+def _spread(widths: Sequence[int], most: int) -> list[int]:
+    """At most so many of ``widths``, evenly."""
+    if len(widths) <= most:
+        return list(widths)
+    return [widths[place] for place in np.unique(np.linspace(0, len(widths) - 1, most).round().astype(int))] if most else []
 
 
 def _tables(problem: Problem, choices: Mapping[str, npt.NDArray[np.int64]], limits: Sequence[_Limit]) -> list[Table]:
@@ -204,7 +250,7 @@ def _tables(problem: Problem, choices: Mapping[str, npt.NDArray[np.int64]], limi
         for part in limit.parts:
             axes = tuple(axis for axis in names if axis in part.volume.axes)
             grid = np.meshgrid(*(choices[names[axis]].astype(np.float64) for axis in axes), indexing="ij")
-            values = part.ms * part.volume.of(dict(zip(axes, grid, strict=True)), part.tiles)
+            values = part.ms * part.volume.of(dict(zip(axes, grid, strict=True)), part.steps)
             sums.setdefault(axes, np.zeros((rows, *(len(choices[names[axis]]) for axis in axes))))[row] += values
     return found + [Table(tuple(names[axis] for axis in axes), values) for axes, values in sums.items()]
 
@@ -231,6 +277,8 @@ class _Loop:
     goal: Goal
     bench: Bench
     limits: Sequence[_Limit]
+    whole: frozenset[str] | None = None
+    """The kinds of groups that are left alone, when that has been found out."""
     measured: list[Measured] = field(default_factory=list)
     tried: list[_Tried] = field(default_factory=list)
 
@@ -255,7 +303,11 @@ class _Loop:
         model = fit(self.problem.counts, self.measured)
         last = self.tried[-1] if self.tried else None
         scale = 1.0 if last is None else last.share / self._share(model, last.widths)
-        return _chosen(self.problem, [_Limit("latency", list(model.parts()), wanted, scale), *self.limits])
+        limits = [_Limit("latency", list(model.parts()), wanted, scale), *self.limits]
+        found = None if self.whole is None else _solved(self.problem, limits, self.whole)[0]
+        if found is None:
+            found, self.whole = _chosen(self.problem, limits)
+        return found
 
     def _try(self, widths: Widths, wanted: float) -> float:
         """Measure what was chosen; the share that is wanted, by what the model as it is took this time."""
@@ -278,9 +330,15 @@ class _Loop:
 
         present = self.problem.present
         yield present
+        rng = np.random.default_rng(self.problem.seed)
         lowest = {name: max(size - self.problem.variables[name].curve.most, 1, round(NARROWEST * size)) for name, size in present.items()}
-        for sample in qmc.LatinHypercube(len(present), rng=np.random.default_rng(self.problem.seed)).random(FILES):
-            yield {name: round(lowest[name] + share * (size - lowest[name])) for (name, size), share in zip(present.items(), sample, strict=True)}
+        for number, sample in enumerate(qmc.LatinHypercube(len(present), rng=rng).random(FILES)):
+            widths = {}
+            for (name, size), share in zip(present.items(), sample, strict=True):
+                width = round(lowest[name] + share * (size - lowest[name]))
+                step = int(rng.choice([one for one in (1, *WHOLE_STEPS) if one <= size // 2 or one == 1])) if number % 2 else 1
+                widths[name] = min(size, max(-(-lowest[name] // step), round(width / step)) * step)
+            yield widths
 
     def _measure(self, widths: Widths) -> None:
         self.problem.progress(len(self.measured), 1 + FILES, "time files of random widths")

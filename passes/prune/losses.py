@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -91,6 +91,18 @@ def branch_losses(probe: Probe, branches: Mapping[str, Branch]) -> dict[str, Cur
             model, _ = reconstructed(probe.axes, model, {}, probe.batches)
         found[name] = Curve((1,), (_divergence(probe, model, reference),), 1)
     return found
+
+
+def joint_loss(probe: Probe, narrowed: Model, removals: Mapping[str, Sequence[int]]) -> float:
+    """The same for all that is gone in ``narrowed``, fitted anew on every second batch if readers are, on the others.
+
+    Raises:
+        UnsupportedError: as of ``losses``.
+    """
+    batches = list(probe.batches())
+    held = replace(probe, batches=lambda: batches[1::2] or batches)
+    model = reconstructed(probe.axes, narrowed, removals, lambda: batches[::2])[0] if probe.refit else narrowed
+    return _divergence(held, model, _reference(held))
 
 
 def _reference(probe: Probe) -> list[Tensors]:

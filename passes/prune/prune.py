@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import ClassVar
@@ -16,6 +16,7 @@ from edgesmith.compiler.axes import Axes, PruneGroup, prove, remove
 from edgesmith.compiler.axes.axes import Axis
 from edgesmith.compiler.bench import Bench
 from edgesmith.compiler.diagnostics import Diagnostic, Severity
+from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import Numerics, Pass, PassContext, PassResult
 from edgesmith.compiler.spec import format_pass
@@ -24,15 +25,15 @@ from edgesmith.passes.observe.batches import calibration_batches
 from edgesmith.passes.observe.inputs import Batches
 from edgesmith.passes.prune.allocation import Allocation, Goal, Problem, Variable, Widths, allocate
 from edgesmith.passes.prune.branches import Branch, inside, prove_without, with_influence, without
-from edgesmith.passes.prune.candidates import KINDS, Chooser, alike, lowest
+from edgesmith.passes.prune.candidates import BLOCKS, KINDS, Chooser, alike, lowest
 from edgesmith.passes.prune.cutter import Cutter
 from edgesmith.passes.prune.importance import IMPORTANCES
-from edgesmith.passes.prune.losses import Probe, branch_losses, losses
+from edgesmith.passes.prune.losses import Probe, branch_losses, joint_loss, losses
 from edgesmith.passes.prune.reconstruct import Refit, reconstructed
 
 RATIO = 0.3
 PROBE_SAMPLES = 128
-"""At most so many samples show what the removal of one group's units loses."""
+"""At most so many samples show what the removal of one group's units loses; twice as many what is lost by all together."""
 IN_MULTIPLES = frozenset({"channels", "hidden", "residual"})
 
 
@@ -47,8 +48,8 @@ class Prune(Pass):
 
     ``kinds`` may go: channels, hidden, heads, head_dim, residual (the width of a stream), blocks (whole residual branches). ``include`` and ``exclude``
     hold source paths or patterns (``blocks.0``, ``*.fc1``) of layers that give units and that keep them. Where two groups of a kind multiply (key
-    heads by repeats, convolution groups by width) only the larger is cut. A group keeps at least ``least`` units, and channels and hidden units a
-    multiple of ``round_to``.
+    heads by repeats, convolution groups by width) only the larger is cut. A group keeps at least ``least`` units (without it one, and a share that
+    leaves none is refused), and channels and hidden units a multiple of ``round_to``.
 
     ``importance`` says which units stay: ``taylor``, ``obs`` or ``activation`` (need data, no labels), ``l2`` or ``l1``, or one of the torch-pruning
     library's (``torch_pruning:GroupTaylorImportance``). Every removal is proved: the pruned model equals the unpruned one with the same units dead. Then,
@@ -71,7 +72,7 @@ class Prune(Pass):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     round_to: int = 1
-    least: int = 1
+    least: int | None = None
     importance: str = "taylor"
     samples: int = 256
     reconstruct: bool = False
@@ -93,7 +94,7 @@ class Prune(Pass):
                 if name not in known:
                     raise ValueError(f"there is no {what} {name!r}; {did_you_mean(name, known)}")
         for option, count in (("round_to", self.round_to), ("least", self.least), ("samples", self.samples)):
-            if count < 1:
+            if count is not None and count < 1:
                 raise ValueError(f"{option} is at least 1, not {count}")
 
     @property
@@ -159,16 +160,20 @@ class Prune(Pass):
         """The widths that meet the goal at the least loss."""
         assert self.goal is not None
         axes = cutter.axes
-        batches = list(self._batches(axes.model, ctx, min(self.samples, PROBE_SAMPLES))())
+        batches, more = (list(self._batches(axes.model, ctx, min(self.samples, count))()) for count in (PROBE_SAMPLES, 2 * PROBE_SAMPLES))
         probe = Probe(axes, lambda: batches, lambda name, width: cutter.removals({name: width}), self.reconstruct, ctx.progress)
-        curves = losses(probe, {group.name: group.size - self.least for group in groups if group.size > self.least})
-        variables = {name: Variable(axes.group(name).axis, axes.group(name).size, curve) for name, curve in curves.items()}
+        curves = losses(probe, {group.name: group.size - self._least for group in groups if group.size > self._least})
+        variables = {name: Variable(axes.group(name).axis, axes.group(name).size, curve, axes.group(name).kind) for name, curve in curves.items()}
         gates: dict[fx.Node, tuple[Axis, ...]] = {}
         for name, curve in branch_losses(probe, cutter.branches).items():
             gate = Axis(1)
-            variables[name] = Variable(gate, 1, curve)
+            variables[name] = Variable(gate, 1, curve, BLOCKS)
             gates |= {node: (*gates.get(node, ()), gate) for node in inside(axes.model, cutter.branches[name])}
-        return allocate(Problem(axes, variables, cutter.model, gates, self.round_to, ctx.seed, ctx.progress), self.goal, bench)
+
+        def loss(widths: Widths) -> float:
+            return joint_loss(replace(probe, batches=lambda: more), cutter.model(widths), cutter.removals(widths))
+
+        return allocate(Problem(axes, variables, cutter.model, loss, gates, self.round_to, ctx.seed, ctx.progress), self.goal, bench)
 
     def _batches(self, model: Model, ctx: PassContext, samples: int) -> Batches:
         return partial(calibration_batches, model, ctx.need_data(format_pass(self)).train, samples, ctx.seed)
@@ -178,7 +183,7 @@ class Prune(Pass):
         shares = {group.name: self._ratio(group) for group in groups}
         if self.ranking != "group":
             for members in alike(cutter.axes, groups):
-                gone = lowest(members, cutter.scores, self._ratio(members[0]), self.least)
+                gone = lowest(members, cutter.scores, self._ratio(members[0]), self._least)
                 shares |= {group.name: gone[group.name] / group.size for group in members}
         widths = {group.name: group.size - self._share_of(group, shares[group.name]) for group in groups}
         count = int((RATIO if self.ratio is None else self.ratio) * len(cutter.branches) + 0.5)
@@ -197,12 +202,24 @@ class Prune(Pass):
             return self.heads
         return RATIO if self.ratio is None else self.ratio
 
+    @property
+    def _least(self) -> int:
+        return 1 if self.least is None else self.least
+
     def _share_of(self, group: PruneGroup, ratio: float) -> int:
         """How many units go: the nearest whole number, then fewer where that is needed to keep enough."""
         keep = group.size - int(ratio * group.size + 0.5)
+        if not keep and group.size > 1 and self.least is None:
+            nearest = (1000 * (2 * group.size - 1) - 1) // (2 * group.size) / 1000
+            raise UnsupportedError(
+                f"a share of {ratio:.3g} leaves nothing of {group.name}",
+                where=group.name,
+                why=f"of its {group.size} {group.kind} all would go, to the nearest whole number",
+                hint=f"at most {nearest:.3f} leaves one; or say how many each group keeps, least=1, or exclude it",
+            )
         if group.kind in IN_MULTIPLES:
             keep = -(-keep // self.round_to) * self.round_to
-        return group.size - min(group.size, max(keep, self.least))
+        return group.size - min(group.size, max(keep, self._least))
 
 
 def _summary(groups: Sequence[PruneGroup], removals: Mapping[str, Sequence[int]]) -> Iterable[Diagnostic]:

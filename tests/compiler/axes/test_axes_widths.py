@@ -9,7 +9,7 @@ from torch import nn
 
 from edgesmith import Model
 from edgesmith.compiler.axes import Axes, remove
-from edgesmith.compiler.axes.widths import Counts, Monomial, Volume
+from edgesmith.compiler.axes.widths import Counts, Monomial, Step, Volume
 from edgesmith.compiler.testing import TinyConvNet, TinyTransformer
 
 
@@ -40,10 +40,11 @@ def test_counts_follow_widths(make: type[nn.Module], seed: int) -> None:
     assert sum(float(v.of(at)) for v in counts.parameters()) == narrow.params
 
 
-def test_kernels_work_in_whole_tiles() -> None:
+def test_kernels_work_in_whole_steps_and_take_more_for_what_is_none() -> None:
     model = Model.from_module(nn.Sequential(nn.Linear(4, 20), nn.Linear(20, 3)).eval(), (torch.randn(2, 4),))
     (group,) = Axes.of(model).groups
     volume = Volume(Monomial(2), Monomial(1, (group.axis,)), Monomial(3))
     widths = {group.axis: np.array([16.0, 17.0, 20.0])}
     assert volume.of(widths).tolist() == [96, 102, 120]
-    assert volume.of(widths, (8, 4)).tolist() == [2 * 16 * 4, 2 * 24 * 4, 2 * 24 * 4]
+    assert volume.of(widths, (Step(8), Step(4))).tolist() == [2 * 16 * 4, 2 * 24 * 4, 2 * 24 * 4]
+    assert volume.of(widths, (Step(16, 0.5), Step(3, 0.5))).tolist() == [2 * 16 * 3, 2 * 48 * 3, 2 * 48 * 3]
