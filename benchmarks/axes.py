@@ -41,7 +41,9 @@ CASES: tuple[tuple[str, Callable[[int], tuple[nn.Module, torch.Tensor]], tuple[i
 def main() -> int:
     """Print the table in Markdown."""
     machine = environment()
-    print(f"{machine['cpu']}, {machine['os']}; the median of {RUNS}.\n\n| network | blocks | nodes | ms | ms for 2 000 nodes |\n| --- | --- | --- | --- | --- |")
+    print(
+        f"{machine['cpu']}, {machine['os']}; the median of {RUNS}.\n\n| network | blocks | nodes | ms | ms for 2 000 nodes |\n| --- | --- | --- | --- | --- |"
+    )
     slow = 0
     for name, make, depths in CASES:
         for depth in depths:

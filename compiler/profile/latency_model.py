@@ -2,8 +2,9 @@
 
 Every source module takes so much for each operator, each multiply-accumulate and each element that it reads or writes: coefficients that are not
 negative, from the times of its operators in files of many widths. Kernels work in steps, so that time rises in steps; how wide these are is what fits best
-(nn-Meter, Zhang et al., MobiSys 2021, section 4, finds steps likewise, by kernel). A file that was measured while the machine was slow is slow in all its
-operators alike, and is brought to the level of the others.
+(nn-Meter, Zhang et al., MobiSys 2021, section 4, finds steps likewise, by kernel). Operators are
+timed in one file after the other; how long a file takes beside the first one is measured in turns, and where that explains more, its operators are
+brought to that level.
 """
 
 from __future__ import annotations
@@ -33,19 +34,18 @@ WORTH = 0.9
 EXACT = 1e-5
 """An error of this share of all squared times explains them."""
 WITH_EXTRAS = tuple(Step(width, extra) for width, extra in product(WIDTHS, EXTRAS) if width > 1)
-LEVELLINGS = 4
-"""Times that files are brought to a level, for each search for steps."""
-SEARCHES = (0, 0, 2, 2)
-"""Rounds of each search that look for extras: not in the first ones, for extras would explain a wrong level, too."""
+ROUNDS = 2
+"""Of looking for extras of outputs and of inputs in turn."""
 ONE = Volume.one()
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One file: the width of every free axis, and the time of its operators."""
+    """One file: the width of every free axis, the time of its operators, and of a whole call as a ``share`` of the first file's, measured in turns."""
 
     widths: Mapping[Axis, int]
     profile: OperatorProfile
+    share: float
 
 
 @dataclass(frozen=True)
@@ -103,21 +103,18 @@ def fit(counts: Counts, measured: Sequence[Measured]) -> LatencyModel:
     layers = _layers(counts, [one.profile for one in measured])
     times, rest = _times(layers, measured)
     widths = {axis: np.array([one.widths[axis] for one in measured], dtype=np.float64) for axis in measured[0].widths}
-    level = np.ones(len(measured))
-    steps: dict[str, Steps] = {}
-    coefficients = np.zeros((len(layers), 3))
-    for rounds in SEARCHES:
-        steps = _steps(layers, times / level[:, None], widths, rounds)
-        for _ in range(LEVELLINGS):
-            coefficients, _ = _fitted(layers, times / level[:, None], widths, steps)
-            predicted = np.stack([_predicted(layer, c, widths, steps, len(measured)) for layer, c in zip(layers, coefficients, strict=True)], axis=1)
-            level = times.sum(1) / np.maximum(predicted.sum(1), np.finfo(float).tiny)
-            level = level / level[0]
+    took = times.sum(1) + rest
+    levels = (took / (took[0] * np.array([one.share for one in measured])), np.ones(len(measured)))
+    steps, coefficients, _, level = min((_explained(layers, times, widths, level) for level in levels), key=lambda one: one[2])
     return LatencyModel(layers, tuple(tuple(c) for c in coefficients.tolist()), MappingProxyType(steps), float(np.median(rest / level)))
 
 
-def _predicted(layer: Layer, coefficients: Values, widths: Widths, steps: Mapping[str, Steps], count: int) -> Values:
-    return np.asarray(np.broadcast_to(np.tensordot(coefficients, layer.features(widths, steps), 1), (count,)))
+def _explained(layers: Sequence[Layer], times: Values, widths: Widths, level: Values) -> tuple[dict[str, Steps], Values, float, Values]:
+    """Steps and coefficients for ``times`` brought to a ``level``, the share of the squares that they leave, and the level."""
+    levelled = times / level[:, None]
+    steps = _steps(layers, levelled, widths)
+    coefficients, error = _fitted(layers, levelled, widths, steps)
+    return steps, coefficients, error / max(float(np.square(levelled).sum()), np.finfo(float).tiny), level
 
 
 def _layers(counts: Counts, profiles: Sequence[OperatorProfile]) -> tuple[Layer, ...]:
@@ -191,8 +188,8 @@ def _times(layers: Sequence[Layer], measured: Sequence[Measured]) -> tuple[Value
     return times, rest
 
 
-def _steps(layers: Sequence[Layer], times: Values, widths: Widths, rounds: int) -> dict[str, Steps]:
-    """The steps of each kind of kernel that explain ``times`` best; wider ones, and extras in so many ``rounds``, only where they are clearly better."""
+def _steps(layers: Sequence[Layer], times: Values, widths: Widths) -> dict[str, Steps]:
+    """The steps of each kind of kernel that explain ``times`` best; wider ones, and extras, only where they are clearly better."""
     steps: dict[str, Steps] = {}
     for name in sorted({name for layer in layers for name, _ in layer.work}):
         mine = [number for number, layer in enumerate(layers) if any(k == name for k, _ in layer.work)]
@@ -201,7 +198,7 @@ def _steps(layers: Sequence[Layer], times: Values, widths: Widths, rounds: int) 
         error = partial(_error, some, seen, widths, steps, name)
         exact = EXACT * float(np.square(seen).sum())
         found = _better(error, exact, ((Step(a), Step(b)) for a, b in sorted(product(WIDTHS, WIDTHS), key=sum)), (SMOOTH, error(SMOOTH)))
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             found = _better(error, exact, [(one, found[0][1]) for one in WITH_EXTRAS], found)
             found = _better(error, exact, [(found[0][0], one) for one in WITH_EXTRAS], found)
         steps[name] = found[0]

@@ -34,7 +34,7 @@ FILES = 10
 NARROWEST = 0.2
 """Share of a group's units that a file of random widths keeps at least."""
 WHOLE_STEPS = (8, 16, 32)
-"""Every second file has widths that are multiples of one of these, in which kernels often work: by chance few would be."""
+"""About half of the widths of files are multiples of one of these, in which kernels often work: by chance few would be."""
 ROUNDS = 3
 CLOSE = 0.03
 """A measured latency this near to its limit, as a share of it, is taken."""
@@ -318,7 +318,7 @@ class _Loop:
             wanted = self.goal.latency_ms / found.base_ms.value
         self.tried.append(_Tried(widths, found.share.value, wanted))
         if abs(self.tried[-1].off) > CLOSE and number < ROUNDS:
-            self._measure(widths)
+            self._measure(widths, found.share.value)
         return wanted
 
     def _share(self, model: LatencyModel, widths: Widths) -> float:
@@ -332,18 +332,20 @@ class _Loop:
         yield present
         rng = np.random.default_rng(self.problem.seed)
         lowest = {name: max(size - self.problem.variables[name].curve.most, 1, round(NARROWEST * size)) for name, size in present.items()}
-        for number, sample in enumerate(qmc.LatinHypercube(len(present), rng=rng).random(FILES)):
+        for sample in qmc.LatinHypercube(len(present), rng=rng).random(FILES):
             widths = {}
             for (name, size), share in zip(present.items(), sample, strict=True):
                 width = round(lowest[name] + share * (size - lowest[name]))
-                step = int(rng.choice([one for one in (1, *WHOLE_STEPS) if one <= size // 2 or one == 1])) if number % 2 else 1
+                step = int(rng.choice([1, 1, 1, *[one for one in WHOLE_STEPS if one <= size // 2]]))
                 widths[name] = min(size, max(-(-lowest[name] // step), round(width / step)) * step)
             yield widths
 
-    def _measure(self, widths: Widths) -> None:
+    def _measure(self, widths: Widths, share: float | None = None) -> None:
         self.problem.progress(len(self.measured), 1 + FILES, "time files of random widths")
-        profile = self.bench.operators(self.problem.narrowed(widths))
-        self.measured.append(Measured(self.problem.by_axis(widths), profile))
+        base, model = self.problem.axes.model, self.problem.narrowed(widths)
+        if share is None:
+            share = self.bench.paired(base, model).share.value if self.measured else 1.0
+        self.measured.append(Measured(self.problem.by_axis(widths), self.bench.operators(model), share))
 
     def _said(self, best: _Tried) -> Diagnostic:
         rounds = f"{len(self.tried)} round{'s' if len(self.tried) > 1 else ''}"
