@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -93,16 +94,21 @@ def branch_losses(probe: Probe, branches: Mapping[str, Branch]) -> dict[str, Cur
     return found
 
 
-def joint_loss(probe: Probe, narrowed: Model, removals: Mapping[str, Sequence[int]]) -> float:
-    """The same for all that is gone in ``narrowed``, fitted anew on every second batch if readers are, on the others.
+def joint_loss(probe: Probe) -> Callable[[Model, Mapping[str, Sequence[int]]], float]:
+    """The same for a narrowed model and all that is gone from it: fitted anew on every second batch if readers are, judged on the others.
 
     Raises:
-        UnsupportedError: as of ``losses``.
+        UnsupportedError: as of ``losses``, when it is called.
     """
     batches = list(probe.batches())
     held = replace(probe, batches=lambda: batches[1::2] or batches)
-    model = reconstructed(probe.axes, narrowed, removals, lambda: batches[::2])[0] if probe.refit else narrowed
-    return _divergence(held, model, _reference(held))
+    reference = cache(lambda: _reference(held))
+
+    def loss(narrowed: Model, removals: Mapping[str, Sequence[int]]) -> float:
+        model = reconstructed(probe.axes, narrowed, removals, lambda: batches[::2])[0] if probe.refit else narrowed
+        return _divergence(held, model, reference())
+
+    return loss
 
 
 def _reference(probe: Probe) -> list[Tensors]:

@@ -48,8 +48,8 @@ class Prune(Pass):
 
     ``kinds`` may go: channels, hidden, heads, head_dim, residual (the width of a stream), blocks (whole residual branches). ``include`` and ``exclude``
     hold source paths or patterns (``blocks.0``, ``*.fc1``) of layers that give units and that keep them. Where two groups of a kind multiply (key
-    heads by repeats, convolution groups by width) only the larger is cut. A group keeps at least ``least`` units (without it one, and a share that
-    leaves none is refused), and channels and hidden units a multiple of ``round_to``.
+    heads by repeats, convolution groups by width) only the larger is cut. A group keeps at least ``least`` units (without it one, and a share of
+    every group that leaves none is refused), and channels and hidden units a multiple of ``round_to``.
 
     ``importance`` says which units stay: ``taylor``, ``obs`` or ``activation`` (need data, no labels), ``l2`` or ``l1``, or one of the torch-pruning
     library's (``torch_pruning:GroupTaylorImportance``). Every removal is proved: the pruned model equals the unpruned one with the same units dead. Then,
@@ -121,7 +121,8 @@ class Prune(Pass):
             return PassResult(model, False)
         axes = Axes.of(model)
         groups, branches = self._chooser.groups(axes), self._chooser.branches(model)
-        if not self.goal and not branches and not any(self._share_of(group, self._ratio(group)) for group in groups):
+        by_shares = not self.goal and self.ranking == "group"
+        if by_shares and not branches and not any(self._share_of(group, self._ratio(group)) for group in groups):
             return PassResult(model, False)
         bench = ctx.need_bench(format_pass(self), self.target) if self.goal and self.goal.timed else None
         if self.goal or self.reconstruct or branches:
@@ -160,7 +161,7 @@ class Prune(Pass):
         """The widths that meet the goal at the least loss."""
         assert self.goal is not None
         axes = cutter.axes
-        batches, more = (list(self._batches(axes.model, ctx, min(self.samples, count))()) for count in (PROBE_SAMPLES, 2 * PROBE_SAMPLES))
+        batches = list(self._batches(axes.model, ctx, min(self.samples, PROBE_SAMPLES))())
         probe = Probe(axes, lambda: batches, lambda name, width: cutter.removals({name: width}), self.reconstruct, ctx.progress)
         curves = losses(probe, {group.name: group.size - self._least for group in groups if group.size > self._least})
         variables = {name: Variable(axes.group(name).axis, axes.group(name).size, curve, axes.group(name).kind) for name, curve in curves.items()}
@@ -169,9 +170,10 @@ class Prune(Pass):
             gate = Axis(1)
             variables[name] = Variable(gate, 1, curve, BLOCKS)
             gates |= {node: (*gates.get(node, ()), gate) for node in inside(axes.model, cutter.branches[name])}
+        together = joint_loss(replace(probe, batches=self._batches(axes.model, ctx, min(self.samples, 2 * PROBE_SAMPLES))))
 
         def loss(widths: Widths) -> float:
-            return joint_loss(replace(probe, batches=lambda: more), cutter.model(widths), cutter.removals(widths))
+            return together(cutter.model(widths), cutter.removals(widths))
 
         return allocate(Problem(axes, variables, cutter.model, loss, gates, self.round_to, ctx.seed, ctx.progress), self.goal, bench)
 

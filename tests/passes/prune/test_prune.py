@@ -69,7 +69,7 @@ def test_a_share_that_leaves_nothing_is_refused_with_the_nearest_that_does(trans
     with pytest.raises(UnsupportedError, match=r"a share of 0\.9 leaves nothing of blocks\.0\.qkv:heads") as caught:
         Prune(ratio=0.9, importance="l2").run(transformer, PassContext())
     assert "0.874" in caught.value.hint
-    for options in ({"ratio": 0.874}, {"ratio": 0.9, "least": 1}):
+    for options in ({"ratio": 0.874}, {"ratio": 0.9, "least": 1}, {"ratio": 0.9, "ranking": "isomorphic"}):
         result = Prune(importance="l2", **options).run(transformer, PassContext())  # type: ignore[arg-type]
         assert "6 of 8 heads removed, in 2 groups" in [d.message for d in result.diagnostics]
 
