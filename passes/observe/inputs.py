@@ -36,7 +36,7 @@ class Moments:
 
 @dataclass
 class Inputs:
-    """What the operator ``node`` reads: moments of every second batch for fitting, and of the others, held out.
+    """What the operator ``node`` reads: moments of every second batch for fitting, and of the others, held out; or of all batches together.
 
     Only for linear layers and convolutions in two dimensions that have their weight for themselves.
     """
@@ -102,26 +102,29 @@ class Inputs:
         shape: torch.Size = weight.meta["val"].shape
         return 2 * 4 * self.groups * (shape.numel() // shape[self.kind.axis]) ** 2
 
-    def look(self) -> Look:
-        """Gathers batches in turn for fitting and for holding out."""
+    def look(self, parts: int) -> Look:
+        """Gathers batches in so many parts in turn."""
 
         def look(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
             rows = self.rows(args[self.kind.activation])
             rows = rows[:, :: -(-rows.shape[1] // MOST_ROWS)]
             found = Moments(rows.transpose(1, 2) @ rows, rows.sum(1), rows.shape[1])
-            if self.seen < 2:
+            if self.seen < parts:
                 self.parts.append(found)
             else:
-                self.parts[self.seen % 2] += found
+                self.parts[self.seen % parts] += found
             self.seen += 1
 
         return look
 
 
-def gathered(graph: fx.GraphModule, wanted: Sequence[Inputs], batches: Batches, most_bytes: int) -> Iterator[list[Inputs]]:
-    """``wanted`` with their moments over ``batches``, as many at a time as ``most_bytes`` hold; for the next ones the samples run again."""
-    for wave in _waves(wanted, most_bytes):
-        visit(graph, {one.node: one.look() for one in wave}, batches())
+def gathered(graph: fx.GraphModule, wanted: Sequence[Inputs], batches: Batches, most_bytes: int, *, parts: int = 2) -> Iterator[list[Inputs]]:
+    """``wanted`` with their moments over ``batches``, as many at a time as ``most_bytes`` hold; for the next ones the samples run again.
+
+    Of ``parts`` every second batch is in the first, for fitting, and the others in the second; one part has all of them.
+    """
+    for wave in _waves(wanted, most_bytes * 2 // parts):
+        visit(graph, {one.node: one.look(parts) for one in wave}, batches())
         yield wave
         for one in wave:
             one.parts.clear()

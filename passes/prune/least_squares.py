@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,24 +70,24 @@ def fitted(weight: torch.Tensor, fitting: Wanted, held: Wanted, *, shifted: bool
     """
     nothing = torch.zeros(weight.shape[:2], dtype=torch.float64)
     before = held.error(weight, nothing)
-    errors = {ridge: held.error(*found) for ridge in RIDGES if (found := _ridge(weight, fitting, ridge, shifted=shifted)) is not None}
+    errors = {ridge: held.error(*found) for ridge, found in _ridge(weight, fitting, RIDGES, shifted=shifted)}
     best = min(errors, key=errors.__getitem__, default=None)
     if best is None or errors[best] >= before:
         return Fit(weight, nothing, before, before)
-    made = _ridge(weight, fitting + held, best, shifted=shifted)
-    assert made is not None
+    ((_, made),) = _ridge(weight, fitting + held, (best,), shifted=shifted)
     return Fit(*made, before, errors[best])
 
 
-def _ridge(weight: torch.Tensor, fitting: Wanted, ridge: float, *, shifted: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Weight and shift; None where the inputs' moments are too near to singular."""
+def _ridge(weight: torch.Tensor, fitting: Wanted, ridges: Sequence[float], *, shifted: bool) -> Iterator[tuple[float, tuple[torch.Tensor, torch.Tensor]]]:
+    """Weight and shift of each ridge; not of those for which the inputs' moments are too near to singular."""
     x, y = fitting.read / fitting.count, fitting.wanted / fitting.count
     within, across = fitting.within / fitting.count, fitting.across / fitting.count
     if shifted:
         within, across = within - x[:, :, None] * x[:, None], across - x[:, :, None] * y[:, None]
+    lacking = across - within @ weight.transpose(1, 2)
     level = within.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=torch.finfo(torch.float64).tiny)
-    factor, failed = torch.linalg.cholesky_ex(within + ridge * level * torch.eye(within.shape[1], dtype=torch.float64))
-    if bool(failed.any()):
-        return None
-    made = weight + torch.cholesky_solve(across - within @ weight.transpose(1, 2), factor).transpose(1, 2)
-    return made, y - (made @ x[..., None])[..., 0] if shifted else torch.zeros_like(y)
+    for ridge in ridges:
+        factor, failed = torch.linalg.cholesky_ex(within + ridge * level * torch.eye(within.shape[1], dtype=torch.float64))
+        if not bool(failed.any()):
+            made = weight + torch.cholesky_solve(lacking, factor).transpose(1, 2)
+            yield ridge, (made, y - (made @ x[..., None])[..., 0] if shifted else torch.zeros_like(y))

@@ -81,8 +81,8 @@ def by_readers(name: str, score: Callable[[Sequence[Read], int], torch.Tensor]) 
         batches = partial(calibration_batches, axes.model, split, samples, ctx.seed)
         scores: Scores = {}
         known: dict[str, Moments] = {}
-        for wave in gathered(axes.model.graph, [reader.inputs for reader in found.values()], batches, MOST_BYTES):
-            known |= {one.weight: one.parts[0] if len(one.parts) < 2 else one.parts[0] + one.parts[1] for one in wave}
+        for wave in gathered(axes.model.graph, [reader.inputs for reader in found.values()], batches, MOST_BYTES, parts=1):
+            known |= {one.weight: one.parts[0] for one in wave}
             for group in groups:
                 weights = of_group[group.name]
                 if group.name not in scores and set(weights) <= set(known):
@@ -102,7 +102,7 @@ def _reads(axes: Axes, reader: Reader, moments: Moments, group: PruneGroup) -> I
 
 @dataclass
 class Problem:
-    """What one reader makes of its inputs: ``weight`` (outputs, d) and the inverse of their covariance (d, d), and the columns of each unit (units, m).
+    """What one reader makes of its inputs: its weights (d, outputs) and the inverse of the inputs' covariance (d, d), and the columns of each unit (units, m).
 
     A unit with fewer columns than others is filled up with columns of zeros.
     """
@@ -115,7 +115,7 @@ class Problem:
     @classmethod
     def of(cls, read: Read, size: int) -> Problem:
         """For a reader of ``size`` units."""
-        weight, covariance, units = read.weight, read.covariance, read.units
+        weight, covariance, units = read.weight.t(), read.covariance, read.units
         variance = covariance.diagonal()
         known = float(variance.mean())
         damped = covariance + torch.eye(len(covariance), dtype=torch.float64) * (DAMPING * known or 1.0)
@@ -129,37 +129,76 @@ class Problem:
             end += missing
         extra = end - len(units)
         if extra:
-            weight = torch.cat([weight, weight.new_zeros(len(weight), extra)], 1)
+            weight = torch.cat([weight, weight.new_zeros(extra, weight.shape[1])])
             inverse = torch.block_diag(inverse, torch.eye(extra, dtype=torch.float64))
-        return cls(weight.clone(), inverse, torch.from_numpy(columns), read.energy)
+        return cls(weight.clone(memory_format=torch.contiguous_format), inverse, torch.from_numpy(columns), read.energy)
 
-    def part(self, units: torch.Tensor) -> Problem:
+    def narrowed(self, units: torch.Tensor) -> Problem:
+        """The problem without units that are not among ``units``, which are numbered from 0; those must have been removed."""
+        columns = self.columns[units].flatten()
+        return Problem(self.weight[columns], self.inverse[columns][:, columns], _numbered(units, columns), self.energy)
+
+    def part(self, units: torch.Tensor) -> Part:
         """The problem for ``units`` alone, numbered from 0; what it costs to remove some of them is the same."""
         columns = self.columns[units].flatten()
-        own = torch.arange(len(columns)).reshape(len(units), -1)
-        return Problem(self.weight[:, columns], self.inverse[columns][:, columns], own, self.energy)
+        weight = self.weight[columns]
+        return Part(weight @ weight.t(), self.inverse[columns][:, columns], _numbered(units, columns), self.energy)
 
     def costs(self, units: torch.Tensor) -> torch.Tensor:
         """What removing each of ``units`` alone adds to the error, relative to the energy of the outputs."""
         columns = self.columns[units]
-        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-        weights = self.weight[:, columns].movedim(1, 0)
-        products = weights.transpose(1, 2) @ weights
-        errors: torch.Tensor = (torch.linalg.inv(blocks) * products).sum((1, 2))
-        return errors / self.energy
+        weights = self.weight[columns]
+        return _errors(_blocks(self.inverse, columns), weights @ weights.transpose(1, 2)) / self.energy
 
     def remove(self, units: torch.Tensor) -> None:
         """Take ``units`` out; the weights of the others make up for them."""
         gone = self.columns[units].flatten()
         rows = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])
-        self.weight -= self.weight[:, gone] @ rows
-        self.inverse -= self.inverse[:, gone] @ rows
+        self.weight.addmm_(rows.t(), self.weight[gone], alpha=-1)
+        self.inverse.addmm_(self.inverse[:, gone], rows, alpha=-1)
+
+
+@dataclass
+class Part:
+    """Some units of a problem, with the products of their weights (d, d) instead of these: no step looks at all outputs."""
+
+    products: torch.Tensor
+    inverse: torch.Tensor
+    columns: torch.Tensor
+    energy: float
+
+    def costs(self, units: torch.Tensor) -> torch.Tensor:
+        """As those of the problem."""
+        columns = self.columns[units]
+        return _errors(_blocks(self.inverse, columns), _blocks(self.products, columns)) / self.energy
+
+    def remove(self, units: torch.Tensor) -> None:
+        """As from the problem."""
+        gone = self.columns[units].flatten()
+        rows = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])
+        moved = self.products[:, gone] @ rows
+        self.products += rows.t() @ self.products[gone][:, gone] @ rows - moved - moved.t()
+        self.inverse.addmm_(self.inverse[:, gone], rows, alpha=-1)
+
+
+def _numbered(units: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(columns)).reshape(len(units), -1)
+
+
+def _blocks(matrix: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(units, m, m) of (d, d)."""
+    return matrix[columns[:, :, None], columns[:, None, :]]
+
+
+def _errors(inverses: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+    errors: torch.Tensor = (torch.linalg.inv(inverses) * products).sum((1, 2))
+    return errors
 
 
 def eliminated(problems: Sequence[Problem], size: int) -> torch.Tensor:
     """The error when units are taken out one by one, the cheapest first, at the place of each: float64 [size], no two alike."""
     scores = torch.zeros(size, dtype=torch.float64)
-    alive, total = torch.arange(size), 0.0
+    names, alive, total = torch.arange(size), torch.arange(size), 0.0
     while len(alive):
         costs = sum(problem.costs(alive) for problem in problems)
         assert isinstance(costs, torch.Tensor)
@@ -173,7 +212,7 @@ def eliminated(problems: Sequence[Problem], size: int) -> torch.Tensor:
             place = int(costs.argmin())
             unit = left[place : place + 1]
             total = float(np.nextafter(total + max(0.0, float(costs[place])), np.inf))
-            scores[some[unit]] = total
+            scores[names[some[unit]]] = total
             for part in parts:
                 part.remove(unit)
             gone.append(int(unit))
@@ -182,4 +221,7 @@ def eliminated(problems: Sequence[Problem], size: int) -> torch.Tensor:
         for problem in problems:
             problem.remove(out)
         alive = alive[~torch.isin(alive, out)]
+        if 0 < 2 * len(alive) < len(names):
+            problems = [problem.narrowed(alive) for problem in problems]
+            names, alive = names[alive], torch.arange(len(alive))
     return scores
