@@ -44,7 +44,7 @@ class Schedule:
     dropout: bool = False
     """Whether dropouts are active: a teacher's outputs regularise enough, and without them fewer epochs do."""
     bf16: bool | None = None
-    """Forward and backward in bfloat16; None: where the processor has units for it and the model is large enough to gain."""
+    """Forward, that of a teacher too, and backward in bfloat16; None: where the processor has units for it and the model is large enough to gain."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ def _step(graph: fx.GraphModule, objective: Objective, index: Array, rng: np.ran
     inputs = as_tensors(objective.data.train.batch(index, rng))
     graph.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        outputs = flat(graph(*inputs))
-    loss = objective.on_train(outputs, inputs, index)
+        outputs, wanted = flat(graph(*inputs)), objective.wanted(inputs, index)
+    loss = objective.on_train(outputs, wanted, index)
     loss.backward()
     return float(loss.detach())
 

@@ -50,9 +50,12 @@ class Objective:
         """Whether labels take part."""
         return self._label_output is not None
 
-    def on_train(self, outputs: Tensors, inputs: Tensors, index: Array) -> torch.Tensor:
-        """The loss of a batch: ``outputs`` of the student on ``inputs``, which are the training samples at ``index``."""
-        wanted = flat(self._teacher(*inputs)) if self._train is None else tuple(t[index] for t in self._train)
+    def wanted(self, inputs: Tensors, index: Array) -> Tensors:
+        """The teacher's outputs on ``inputs``, which are the training samples at ``index``."""
+        return flat(self._teacher(*inputs)) if self._train is None else tuple(t[index] for t in self._train)
+
+    def on_train(self, outputs: Tensors, wanted: Tensors, index: Array) -> torch.Tensor:
+        """The loss of a batch: ``outputs`` of the student, and those ``wanted``, of the training samples at ``index``."""
         return self._loss(outputs, wanted, self.data.train.labels[index])
 
     def on_validation(self, model: Model) -> float:

@@ -35,13 +35,13 @@ def least_error(x: torch.Tensor, weight: torch.Tensor, kept: list[int]) -> float
     return float((x[:, kept] @ best - wanted).square().sum() / wanted.square().sum())
 
 
-@pytest.mark.parametrize("width", [1, 3])
-def test_scores_are_what_least_squares_leave(width: int) -> None:
+@pytest.mark.parametrize(("units", "width"), [(10, 1), (10, 3), (80, 1)])
+def test_scores_are_what_least_squares_leave(units: int, width: int) -> None:
     """``width`` columns a unit, which are correlated with others'."""
     torch.manual_seed(0)
-    units = 10
-    x = torch.randn(500, units * width, dtype=torch.float64) @ (torch.randn(units * width, units * width, dtype=torch.float64) + torch.eye(units * width))
-    weight = torch.randn(7, units * width, dtype=torch.float64)
+    columns = units * width
+    x = torch.randn(500, columns, dtype=torch.float64) @ (0.3 * torch.randn(columns, columns, dtype=torch.float64) / columns**0.5 + torch.eye(columns))
+    weight = torch.randn(7, columns, dtype=torch.float64)
     labels = np.repeat(np.arange(units), width)
     scores = obs([Read(weight, x.T @ x / len(x), labels)], units)
     order = scores.argsort().tolist()

@@ -205,7 +205,7 @@ def test_augmentation_reaches_the_teacher_too() -> None:
     index = np.arange(8)
     (x,) = data.train.batch(index, np.random.default_rng(3))
     inputs = (torch.from_numpy(x),)
-    assert float(objective.on_train((teacher(*inputs),), inputs, index)) == pytest.approx(0, abs=1e-6)
+    assert float(objective.on_train((teacher(*inputs),), objective.wanted(inputs, index), index)) == pytest.approx(0, abs=1e-6)
     assert seen
 
 
