@@ -166,9 +166,14 @@ def compared(case: Case, whole: Row, share: float, modelopt: Path | None) -> boo
         ratios.append(ratio)
         return model
 
+    def uniform() -> float:
+        if not ratios:
+            raise ValueError("no share of every group takes as long")
+        return ratios[0]
+
     others = {
         "uniform, L2": lambda: searched(lambda ratio: case.pruned(L2.format(ratio=ratio))),
-        "uniform, OBS, refitted": lambda: case.pruned(OBS.format(ratio=ratios[0], samples=SAMPLES)),
+        "uniform, OBS, refitted": lambda: case.pruned(OBS.format(ratio=uniform(), samples=SAMPLES)),
         "torch-pruning, isomorphic, Taylor": lambda: searched(lambda ratio: isomorphic(case, ratio)),
     }
     if modelopt is not None:

@@ -185,6 +185,8 @@ def _move(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
     """Data goes where the operator puts it, and so does its mask."""
     if target not in _SHAPED_LIKE and any(isinstance(m, _Mask) and m.alive is not None for m in masks[0][1:]):
         raise UnsupportedError(f"a removal along the indices of {target} cannot be proven")
+    if target is aten.view.default:
+        target = aten.reshape.default  # what is masked may lie in memory otherwise than what was captured
     value = target(*call[0], **call[1])
     args = [_numbers(call[0][0], masks[0][0]), *call[0][1:]]
     kwargs = dict(call[1])

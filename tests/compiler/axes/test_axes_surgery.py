@@ -216,6 +216,26 @@ def test_refusals_say_what_is_wrong() -> None:
         remove(model, {group.name: [group.size]})
 
 
+class Viewed(nn.Module):
+    """Attention whose heads are brought together by ``view``, which works where the product lies in memory as fused attention leaves it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(2, (3, 4)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).view(x.shape))
+
+
+def test_what_lies_in_memory_otherwise_under_masks_is_proved() -> None:
+    model = Model.from_module(Viewed().eval(), (torch.randn(2, 5, 12),))
+    axes = Axes.of(model)
+    (heads,) = (g for g in axes.groups if g.kind == "heads")
+    removals = {heads.name: [1]}
+    assert prove(model, remove(model, removals, axes=axes), removals, axes=axes, tolerance=1e-12) <= 1e-12
+
+
 def test_a_pruned_model_can_be_analysed_and_pruned_again() -> None:
     model = tiny_model(TinyConvNet)
     for _ in range(3):
