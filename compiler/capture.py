@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils import _pytree as pytree
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.errors import CaptureError
+from edgesmith.compiler.foreign import write_in_aten
 from edgesmith.compiler.functional import functionalize
 from edgesmith.compiler.model import Model, TensorSpec, output_specs
 
@@ -86,10 +88,18 @@ def from_program(program: torch.export.ExportedProgram, specs: tuple[TensorSpec,
     raw = program.module(check_guards=False)
     assert isinstance(raw, fx.GraphModule)
     graph = _plain(raw, tuple(s.name for s in specs))
-    functionalize(graph)
-    graphs.set_training(graph, False)
-    graphs.clean(graph)
-    graphs.infer_shapes(graph, tuple(s.shape for s in specs), tuple(s.torch_dtype for s in specs))
+    write_in_aten(graph)
+    try:
+        functionalize(graph, specs)
+        graphs.set_training(graph, False)
+        graphs.clean(graph)
+        graphs.infer_shapes(graph, tuple(s.shape for s in specs), tuple(s.torch_dtype for s in specs))
+    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+        raise CaptureError(
+            f"how much {error.func} gives depends on values",
+            why="every shape has to be known when the model is captured",
+            hint="select by a mask and torch.where, or by topk, instead of by an index of unknown length",
+        ) from error
     return Model(graph, specs, output_specs(graph, _output_names(program)))
 
 
@@ -138,6 +148,12 @@ class _Copier:
                 value = operator.attrgetter(str(node.target))(raw)
                 if isinstance(value, fx.GraphModule):
                     bodies[node] = value
+                elif not isinstance(value, torch.Tensor):
+                    raise CaptureError(
+                        f"the exported graph calls a function of Python ({node.target})",
+                        where=path,
+                        hint="choose an implementation of plain torch operators, often by an option of the model's configuration",
+                    )
                 else:
                     mapping[node] = self._tensor(str(node.target), value)
             elif node.op == "call_function" and "wrap_with" in str(node.target):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,25 +10,37 @@ from torch import fx
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.errors import CaptureError
+from edgesmith.compiler.model import TensorSpec
+from edgesmith.compiler.views import Memory
 
 aten = torch.ops.aten
 
 _VIEWS_ARE_FRESH = {aten.lift_fresh_copy.default, aten.clone.default, aten.contiguous.default}
 
 
-def functionalize(graph: fx.GraphModule) -> None:
-    """Rewrite ``graph`` in place so that no operator writes to its arguments.
+def functionalize(graph: fx.GraphModule, specs: Sequence[TensorSpec]) -> None:
+    """Rewrite ``graph``, whose inputs are ``specs``, in place so that no operator writes to its arguments.
 
-    Subgraphs that depend on no input and contain a write (masks filled slice by slice) are evaluated. A write to a whole
-    tensor becomes its functional twin, and later readers read the twin's result.
+    Subgraphs that depend on no input and contain a write (masks filled slice by slice) are evaluated. Any other write becomes
+    its functional twin, and whatever shares memory with its result and is read later is made from that.
 
     Raises:
-        CaptureError: a write through a view of a tensor that depends on the inputs.
+        CaptureError: a write through a view that cannot be put back into the whole, or to a parameter.
     """
     _fold_written_constants(graph)
-    for node in list(graphs.operators(graph)):
-        if _is_write(node):
-            _replace_write(graph, node)
+    writes = [node for node in graphs.operators(graph) if _is_write(node)]
+    if writes:
+        graph.recompile()
+        graphs.infer_shapes(graph, tuple(s.shape for s in specs), tuple(s.torch_dtype for s in specs))
+        memory = Memory(graph)
+        for node in writes:
+            twin = _functional_twin(node.target)
+            if twin is None or not isinstance(node.args[0], fx.Node):
+                raise CaptureError(
+                    f"{node.target} writes in place and has no functional form", where=graphs.source(node), hint="write it without in-place operators"
+                )
+            memory.replace(node, twin)
+        memory.close()
     graph.recompile()
 
 
@@ -114,34 +127,7 @@ def _replace_by_constant(graph: fx.GraphModule, node: fx.Node, value: torch.Tens
     node.replace_all_uses_with(constant)
 
 
-def _replace_write(graph: fx.GraphModule, node: fx.Node) -> None:
-    overload = node.target
-    assert isinstance(overload, torch._ops.OpOverload)
-    written = node.args[0]
-    twin = _functional_twin(overload)
-    if not isinstance(written, fx.Node) or twin is None:
-        raise CaptureError(f"{overload} writes in place and has no functional form", where=graphs.source(node), hint="write it without in-place operators")
-    order = {n: i for i, n in enumerate(graph.graph.nodes)}
-    later = {a for a in _aliases(written) - {node, written} if any(order[u] > order[node] for u in a.users if u is not node) and not _comes_from(a, node)}
-    if later or (written.op in {"placeholder", "get_attr"} and len(written.users) > 1):
-        raise CaptureError(f"{overload} writes through a view that is read again", where=graphs.source(node), hint="write it without in-place operators")
-    with graph.graph.inserting_before(node):
-        new = graph.graph.call_function(twin, node.args, node.kwargs)
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    written.replace_all_uses_with(new, delete_user_cb=lambda user: order.get(user, -1) > order[node])
-    graph.graph.erase_node(node)
-
-
-def _comes_from(node: fx.Node, ancestor: fx.Node) -> bool:
-    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-        if node is ancestor:
-            return True
-    return False
-
-
-def _functional_twin(overload: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+def _functional_twin(overload: Any) -> torch._ops.OpOverload | None:
     name = overload._schema.name.removeprefix("aten::")
     packet = getattr(aten, name.removesuffix("_"), None)
     if packet is None or not name.endswith("_"):

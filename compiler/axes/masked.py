@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import masked_statistics as statistics
+from edgesmith.compiler.axes.choices import CHOICES
 from edgesmith.compiler.errors import UnsupportedError
 
 aten = torch.ops.aten
@@ -72,32 +73,39 @@ _MOVES = _packets(
     "cat concat concatenate stack split split_with_sizes chunk tensor_split unbind select slice narrow roll flip",
     "index _unsafe_index index_select gather embedding pixel_shuffle pixel_unshuffle channel_shuffle constant_pad_nd pad",
 )
+_JOINS = {aten.cat.default, aten.concat.default, aten.concatenate.default}
 _SHAPED_LIKE = {aten.expand_as.default, aten.view_as.default, aten.reshape_as.default}
 _WINDOWS = _packets(
     "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d",
     "adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d",
     "upsample_linear1d upsample_nearest1d upsample_bilinear2d upsample_bicubic2d upsample_nearest2d upsample_nearest3d upsample_trilinear3d",
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d grid_sampler_2d",
-    "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col col2im topk sort",
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d grid_sampler grid_sampler_2d",
+    "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col col2im topk sort argsort",
 )
 _CONVOLUTIONS = _packets("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
-_PRODUCTS = _CONVOLUTIONS | _packets("linear matmul mm bmm mv dot einsum addmm baddbmm")
+_PRODUCTS = _CONVOLUTIONS | _packets("linear matmul mm bmm mv dot outer einsum addmm baddbmm")
 _RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 _ADDENDS = {aten.addmm: 0, aten.baddbmm: 0, aten.linear: 2} | dict.fromkeys(_CONVOLUTIONS, 2)
 """Where the operator takes what it adds to the product."""
 
 
 class MaskedInterpreter(fx.Interpreter):
-    """Runs a graph with parts of its parameters, buffers and constants dead: ``dead`` is tensor id -> alive mask."""
+    """Runs a graph with parts of its parameters, buffers and constants dead: ``dead`` is tensor id -> alive mask.
+
+    ``choices`` are what operators that choose by value have given, by the names of their nodes.
+    """
 
     def __init__(self, graph: fx.GraphModule, dead: Mapping[int, torch.Tensor]) -> None:
         super().__init__(graph)
         self._dead = dead
         self.alive: dict[fx.Node, Any] = {}
+        self.choices: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """The value of a node; its mask goes to ``alive`` for as long as it is needed. Dead elements of the value are zero."""
         value = self._run(n)
+        if n.target in CHOICES:
+            self.choices[n.name] = value
         for past in self.user_to_last_uses.get(n, ()) if n.op != "output" else ():
             self.alive.pop(past, None)
         return value
@@ -162,6 +170,11 @@ def _elementwise(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
     return zeroed(value, alive), alive
 
 
+def _new(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    """What takes nothing but its type from a tensor."""
+    return target(*call[0], **call[1]), None
+
+
 def _of_first(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
     value = target(*call[0], **call[1])
     alive = masks[0][0].alive if isinstance(masks[0][0], _Mask) else None
@@ -188,13 +201,59 @@ def _move(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
     if target is aten.view.default:
         target = aten.reshape.default  # what is masked may lie in memory otherwise than what was captured
     value = target(*call[0], **call[1])
-    args = [_numbers(call[0][0], masks[0][0]), *call[0][1:]]
-    kwargs = dict(call[1])
+    numbers, kwargs = _numbers(call[0][0], masks[0][0]), dict(call[1])
     if target in {aten.constant_pad_nd.default, aten.pad.default}:
-        position = 2 if target is aten.constant_pad_nd.default else 3
-        args = [*args, *([0.0, "constant", 1.0][len(args) - 1 : position])] if len(args) <= position else args
-        args[position] = 1.0 if target is aten.constant_pad_nd.default or args[2] == "constant" else None
-    return value, _positive(target(*args, **kwargs))
+        alive = _padded(target, numbers, *call[0][1:], **kwargs)
+        return zeroed(value, alive), alive
+    if target in _JOINS:
+        dim = call[0][1] if len(call[0]) > 1 else kwargs.get("dim", 0)
+        alive = _positive(target(_joined(numbers, [m.alive for m in masks[0][0]], dim), *call[0][1:], **kwargs))
+        return zeroed(value, alive), alive
+    return value, _positive(target(numbers, *call[0][1:], **kwargs))
+
+
+def _padded(target: Any, numbers: torch.Tensor, pad: Any, *rest: Any, **kwargs: Any) -> torch.Tensor:
+    """A constant in the padding is alive where anything is along the dimensions that are padded."""
+    by_constant = target is aten.constant_pad_nd.default or (rest[0] if rest else kwargs.get("mode", "constant")) == "constant"
+    if not by_constant:
+        return cast("torch.Tensor", target(numbers, pad, *rest, **kwargs) > 0.5)
+    padded = [numbers.dim() - 1 - i for i in range(len(pad) // 2) if pad[2 * i] or pad[2 * i + 1]]
+    inside = torch.constant_pad_nd(torch.ones_like(numbers), pad) > 0.5
+    return torch.where(inside, torch.constant_pad_nd(numbers, pad) > 0.5, numbers.amax(padded, keepdim=True) > 0.5 if padded else inside)
+
+
+def _placed(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    """Written at places along one dimension: along the others, what is dead in any tensor is dead."""
+    value = target(*call[0], **call[1])
+    dim, alive = call[0][1], torch.ones_like(call[0][0], dtype=torch.bool)
+    for mask in masks[0]:
+        if isinstance(mask, _Mask) and mask.alive is not None:
+            alive = alive & mask.alive.any(dim, keepdim=True)
+    return zeroed(value, alive), alive
+
+
+def _put(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    """Written at places along some dimensions that lie together: along the others, what is dead in any tensor is dead."""
+    value = target(*call[0], **call[1])
+    indices = [index for index in call[0][1] if index is not None]
+    places = [d for d, index in enumerate(call[0][1]) if index is not None]
+    if any(m.alive is not None for m in masks[0][1] if isinstance(m, _Mask)) or places != list(range(places[0], places[-1] + 1)):
+        raise UnsupportedError(f"a removal along the indices of {target} cannot be proven")
+    behind = value.dim() - places[-1] - 1
+    alive = torch.ones_like(call[0][0], dtype=torch.bool)
+    for mask, written in ((masks[0][0].alive, len(places)), (masks[0][2].alive, max(index.dim() for index in indices))):
+        if mask is not None:
+            gone = [d for d in range(mask.dim() - behind - written, mask.dim() - behind) if d >= 0]
+            left = mask.any(gone) if gone else mask
+            alive = alive & left.reshape(*left.shape[: max(left.dim() - behind, 0)], *[1] * len(places), *left.shape[max(left.dim() - behind, 0) :])
+    return zeroed(value, alive), alive
+
+
+def _joined(numbers: list[torch.Tensor], masks: list[Alive], dim: int) -> list[torch.Tensor]:
+    """What the graph fills in (it has no mask) is dead where everything that it is put beside is."""
+    beside = [mask for mask in masks if mask is not None]
+    live = torch.cat(beside, dim).any(dim, keepdim=True)
+    return [n if mask is not None or n.dim() != live.dim() else live.to(n.dtype).expand(n.shape) for n, mask in zip(numbers, masks, strict=True)]
 
 
 def _window(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
@@ -262,7 +321,10 @@ Handler = Callable[[Any, Call, Call], tuple[Any, Any]]
 _HANDLERS: tuple[tuple[Any, Handler], ...] = (
     (_ELEMENTWISE, _elementwise),
     (_OF_FIRST, _of_first),
+    (_packets("new_zeros new_ones new_full new_empty"), _new),
     (_MOVES, _move),
+    ({aten.scatter, aten.scatter_add, aten.scatter_reduce}, _placed),
+    ({aten.index_put}, _put),
     (_WINDOWS, _window),
     (_PRODUCTS, _product),
     (_RECURRENT, _recurrent),

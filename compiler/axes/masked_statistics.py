@@ -63,6 +63,7 @@ _FILL = {
     aten.frobenius_norm.dim: 0.0,
     aten.prod.dim_int: 1.0,
     aten.any.dim: 0.0,
+    aten.any.dims: 0.0,
     aten.all.dim: 1.0,
 }
 

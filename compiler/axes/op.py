@@ -193,8 +193,8 @@ class Op:
     def role(self, node: object, **dims: int) -> None:
         """Which dimension of a weight produces units and which consumes them: ``producer=0, consumer=1``. What is no weight is passed over."""
         order = None
-        while isinstance(node, fx.Node) and node.op == "call_function" and node.target in _MOVES:
-            order = _MOVES[node.target](node, order)
+        while isinstance(node, fx.Node) and node.op == "call_function" and (node.target in _MOVES or _picks(node)):
+            order = _permuted(node, order)
             node = node.args[0]
         if isinstance(node, fx.Node) and node.op == "get_attr":
             key = id(self.state.tensor(str(node.target)))
@@ -294,12 +294,21 @@ def _permuted(node: fx.Node, order: list[int] | None) -> list[int]:
     elif node.target is torch.ops.aten.transpose.int:
         a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
         mine[a], mine[b] = mine[b], mine[a]
-    else:
+    elif node.target is not torch.ops.aten.index.Tensor:
         mine[-2:] = mine[-2:][::-1]
     return mine if order is None else [mine[d] for d in order]
 
 
-_MOVES = dict.fromkeys(
-    (torch.ops.aten.t.default, torch.ops.aten.transpose.int, torch.ops.aten.permute.default, torch.ops.aten.numpy_T.default, torch.ops.aten.mT.default),
-    _permuted,
+def _picks(node: fx.Node) -> bool:
+    """Whether ``node`` picks units of the first dimension by number, and leaves the others where they are."""
+    indices = node.args[1] if node.target is torch.ops.aten.index.Tensor else ()
+    return len(indices) == 1 and indices[0].meta["val"].dim() == 1  # type: ignore[arg-type, index, union-attr]
+
+
+_MOVES = (
+    torch.ops.aten.t.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.numpy_T.default,
+    torch.ops.aten.mT.default,
 )

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes.analysis import Axes
+from edgesmith.compiler.axes.choices import SameChoices
 from edgesmith.compiler.axes.masked import MaskedInterpreter
 from edgesmith.compiler.axes.surgery import remove
 from edgesmith.compiler.errors import NumericsError
@@ -33,9 +34,10 @@ def prove(
 ) -> float:
     """Show that ``after`` equals ``before`` with the units of ``removals`` (group name -> unit numbers) dead.
 
-    A dead unit is zero wherever it occurs; a statistic is taken over the units that are alive. ``inputs`` are random ones unless
-    given. Where a float32 comparison exceeds 1e-5 (a deep network may add up that much rounding), both are run in float64,
-    and 1e-9 decides. A ``tolerance`` given is the only one, and is asked in float64.
+    A dead unit is zero wherever it occurs; a statistic is taken over the units that are alive; between equals both choose
+    the same. ``inputs`` are random ones unless given. Where a float32 comparison exceeds 1e-5 (a deep network may add up
+    that much rounding), both are run in float64, and 1e-9 decides. A ``tolerance`` given is the only one, and is asked in
+    float64.
 
     Returns:
         The largest difference relative to the largest output.
@@ -71,9 +73,12 @@ def compare(before: Model, after: Model, removals: Mapping[str, Iterable[int]], 
         dead = {renamed[key]: mask for key, mask in dead.items()}
         inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     interpreter = MaskedInterpreter(reference, dead)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        seed = torch.seed()
         expected = _tuple(interpreter.run(*inputs))
-        got = _tuple(pruned(*inputs))
+        torch.manual_seed(seed)
+        same = SameChoices(pruned, interpreter.choices, DOUBLE_TOLERANCE if double else TOLERANCE)
+        got = _tuple(same.run(*inputs))
     (output,) = before.graph.graph.find_nodes(op="output")
     (mine,) = reference.graph.find_nodes(op="output")
     assert len(expected) == len(got) == len(output.all_input_nodes)

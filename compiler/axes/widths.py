@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes.analysis import Axes
 from edgesmith.compiler.axes.axes import Axis, Term, resolve
 from edgesmith.compiler.axes.groups import named_shapes
+from edgesmith.compiler.axes.rules.linear import spelled_out
 from edgesmith.compiler.weighted import CONVOLUTIONS, LINEARS, weighted
 
 aten = torch.ops.aten
@@ -156,15 +158,14 @@ class Counts:
 
     def _einsum(self, node: fx.Node) -> list[Volume]:
         """One product for every combination of letters; of two operands, as all that runtimes know."""
-        equation, operands = node.args[:2]
-        assert isinstance(equation, str) and isinstance(operands, (list, tuple))
-        given, made = equation.replace(" ", "").split("->")
-        if len(operands) != 2 or "." in equation:
+        equation: Any = node.args[0]
+        operands: Any = node.args[1]
+        if len(operands) != 2:
             return []
+        shapes = [shape for operand in operands if isinstance(shape := self.axes.state.values[operand], tuple)]
+        given, made = spelled_out(equation, [len(shape) for shape in shapes])
         terms: dict[str, Term] = {}
-        for letters, operand in zip(given.split(","), operands, strict=True):
-            shape = self.axes.state.values[operand]
-            assert isinstance(shape, tuple)
+        for letters, shape in zip(given.split(","), shapes, strict=True):
             terms |= dict(zip(letters, shape, strict=True))
         summed = [terms[letter] for letter in terms if letter not in made]
         positions = [*(terms[letter] for letter in made[:-1]), *summed[1:]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -55,22 +57,174 @@ def test_in_place_operators_become_functional() -> None:
     torch.testing.assert_close(model(x), module(x), rtol=0, atol=0)
 
 
-class WritesThroughView(nn.Module):
+def _rows_and_columns(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    y[:, 0] = 0
+    y[:, -1] += y[:, 1]
+    y[:, 1:3, 2:] = x[:, 1:3, :-2].exp()
+    return y + 1
+
+
+def _interleaved(x: torch.Tensor) -> torch.Tensor:
+    y = torch.empty_like(x)
+    y[..., 0::2] = x[..., 1::2].sin()
+    y[..., 1::2] = x[..., 0::2].cos()
+    y[:, 1::3] = -1
+    y[:, :, 1:4:2] *= 3
+    return y
+
+
+def _interleaved_unevenly(x: torch.Tensor) -> torch.Tensor:
+    y = x[:, :, :5] * 1
+    y[..., ::2] = x[..., 1:4]
+    y[..., 1:4:3] += 1
+    return y
+
+
+def _read_before_and_after(x: torch.Tensor) -> torch.Tensor:
+    y = x + 1
+    row, columns = y[:, 1], y.transpose(1, 2)
+    before = columns * 1
+    row.mul_(3)
+    row[:, 2:4] = -1
+    return torch.cat([before, columns, y.transpose(1, 2), row[:, :, None].expand(-1, -1, 4)], -1)
+
+
+def _through_a_copy(x: torch.Tensor) -> torch.Tensor:
+    y = torch.zeros_like(x)
+    y.copy_(x)
+    y += 1
+    return torch.cat([y, x])
+
+
+def _through_reshapes(x: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    flat = y.view(x.shape[0], -1)
+    flat[:, 5:] = flat[:, :-5] * 2
+    y.permute(2, 0, 1)[1] = 7
+    y.unsqueeze(1)[:, :, 2:, 0].sigmoid_()
+    return y
+
+
+def _through_pieces(x: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    first, second = y.chunk(2, -1)
+    second.add_(first)
+    y.unbind(1)[2].zero_()
+    y.split([1, 3], dim=1)[1].clamp_(min=0)
+    return torch.cat([y, second], -1)
+
+
+def _a_copy_that_may_share(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    shared, own = y.reshape(x.shape[0], -1), y.transpose(1, 2).reshape(x.shape[0], -1)
+    y[:, 0] = 1
+    return torch.cat([shared, own], -1)
+
+
+def _masked(x: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    y[:, 1:][x[:, 1:] > 0] = 0.5
+    y[:, :, 2].masked_fill_(x[:, :, 0] > 0, -1)
+    return y.double() if y.dtype is torch.float32 else y
+
+
+def _into_the_input(x: torch.Tensor) -> torch.Tensor:
+    x = x.view(x.shape)
+    x[:, :2] = x[:, 2:].half()
+    return x * x[:1]
+
+
+_WRITES = (
+    _rows_and_columns,
+    _interleaved,
+    _interleaved_unevenly,
+    _read_before_and_after,
+    _through_a_copy,
+    _through_reshapes,
+    _through_pieces,
+    _a_copy_that_may_share,
+    _masked,
+    _into_the_input,
+)
+
+
+class Writes(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("function", _WRITES)
+def test_what_is_written_through_a_view_is_seen_by_all_that_share_it(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Model.from_module(Writes(function), (torch.randn(2, 4, 6),))
+    assert model.dynamic_batch
+    x = torch.randn(3, 4, 6)
+    torch.testing.assert_close(model(x), function(x.clone()), rtol=0, atol=0)
+
+
+class WritesOutside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight[1:] *= 2
+        return x * self.weight
+
+
+class WritesAlongADiagonal(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x * 2
-        y[:, 0] = 0
-        return y + 1
+        y.diagonal(dim1=1, dim2=2).zero_()
+        return y
 
 
-def test_a_write_through_a_view_of_an_activation_is_refused_not_lost() -> None:
-    module = WritesThroughView()
+@pytest.mark.parametrize(("module", "shape", "why"), [(WritesOutside(), (2, 4), "parameter"), (WritesAlongADiagonal(), (2, 4, 4), "diagonal")])
+def test_a_write_that_cannot_be_followed_is_refused_not_lost(module: nn.Module, shape: tuple[int, ...], why: str) -> None:
+    with pytest.raises(CaptureError) as caught:
+        Model.from_module(module, (torch.randn(shape),))
+    assert why in f"{caught.value.what} {caught.value.why}"
+
+
+def test_second_names_give_way_to_the_first() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = torch.concatenate([torch.multiply(x, 2), torch.negative(x)], -1)
+        y.subtract_(1)
+        return torch.where(torch.greater_equal(y, 0), y, torch.absolute(y)).true_divide(3)
+
+    model = Model.from_module(Writes(function), (torch.randn(2, 4),))
+    names = {str(node.target).split(".")[1] for node in graphs.operators(model.graph)}
+    assert names == {"cat", "mul", "neg", "sub", "where", "ge", "abs", "div"}
     x = torch.randn(3, 4)
-    try:
-        model = Model.from_module(module, (torch.randn(2, 4),))
-    except CaptureError as error:
-        assert "view" in str(error)
-    else:
-        torch.testing.assert_close(model(x), module(x))
+    torch.testing.assert_close(model(x), function(x), rtol=0, atol=0)
+
+
+@torch.library.custom_op("edgesmith_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+doubled.register_fake(torch.empty_like)
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda x: torch.relu(torch.ops.edgesmith_tests.doubled(x)), "edgesmith_tests.doubled"),
+        (torch.vmap(lambda row: row * torch.ones(3).sum()), "functorch"),
+        (lambda x: x[x > 0].sum(), "nonzero.default gives depends on values"),
+        (lambda x: x * x.max().int().item(), "depends on values"),
+    ],
+)
+def test_what_no_runtime_could_run_is_refused(function: Callable[[torch.Tensor], torch.Tensor], why: str) -> None:
+    with pytest.raises(CaptureError) as caught:
+        Model.from_module(Writes(function), (torch.ones(2, 4),))
+    assert why in caught.value.what
 
 
 class TwoInputs(nn.Module):

@@ -109,6 +109,7 @@ _WINDOWED = {
         aten._upsample_nearest_exact2d,
         aten.reflection_pad2d,
         aten.replication_pad2d,
+        aten.grid_sampler.default,
         aten.grid_sampler_2d.default,
     ),
     3: (aten.max_pool3d, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default, aten.upsample_trilinear3d, aten.upsample_nearest3d),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from edgesmith.compiler.axes.axes import Term
+from edgesmith.compiler.axes.axes import Term, size
 from edgesmith.compiler.axes.op import Op, Shape
 from edgesmith.compiler.axes.rules.table import rule
 
@@ -63,3 +63,45 @@ def gather(op: Op) -> Shape:
         else:
             op.pin((x[d], indices[d]), "looked up in part")
     return indices
+
+
+@rule(aten.index_put.default)
+def index_put(op: Op) -> Shape:
+    """(..., rest) with ``values`` at the indexed places: the indexed dimensions are pinned, the others are those of the values."""
+    x, values = op.terms("self"), op.terms("values")
+    given = op.arg("indices")
+    if any(isinstance(i, fx.Node) and i.meta["val"].dtype in {torch.bool, torch.uint8} for i in given):
+        shape = op.unknown("a write by a mask")
+        assert isinstance(shape, tuple)
+        return shape
+    places = [d for d, i in enumerate(given) if i is not None]
+    op.pin([x[d] for d in places], "written by number")
+    new = op.broadcast([op.of(given[d]) for d in places])
+    first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    rest: list[Term] = [x[d] for d in range(len(x)) if d not in places]
+    op.align(values, (*rest[:first], *new, *rest[first:]))
+    return x
+
+
+@rule(aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.scatter_reduce.two)
+def scatter(op: Op) -> Shape:
+    """Written along one dimension, which is pinned; along the others all tensors have the same units, or are pinned."""
+    x = op.terms("self")
+    dim = op.int_arg("dim") % len(x)
+    op.pin([x[dim]], "written by number")
+    for name in ("index", "src"):
+        node = op.arg(name) if name in {a.name for a in op.node.target._schema.arguments} else None  # type: ignore[union-attr]
+        if isinstance(node, fx.Node):
+            for d, (mine, other) in enumerate(zip(x, op.of(node), strict=True)):
+                if d == dim or size(mine) != size(other):
+                    op.pin((mine, other), "written in part")
+                else:
+                    op.unify(mine, other)
+    return x
+
+
+@rule(aten.histc.default)
+def histc(op: Op) -> Shape:
+    """How many values lie in each of ``bins`` ranges: all of them count."""
+    op.pin(op.terms("self"), "counted")
+    return (op.pinned(op.int_arg("bins"), "a range of values"),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
+from string import ascii_letters
 
 import torch
 from torch import fx
@@ -46,6 +47,12 @@ def addmm(op: Op) -> Shape:
     return shape
 
 
+@rule(aten.outer.default)
+def outer(op: Op) -> Shape:
+    """(m), (n) -> (m, n)."""
+    return (*op.terms("self"), *op.terms("vec2"))
+
+
 def _product(op: Op, left: fx.Node, right: fx.Node) -> Shape:
     a, b = op.of(left), op.of(right)
     op.unify(a[-1], b[-2] if len(b) > 1 else b[0])
@@ -55,22 +62,16 @@ def _product(op: Op, left: fx.Node, right: fx.Node) -> Shape:
     if not op.is_constant(left) and not op.is_constant(right):
         op.mark(batch, Trait.HEADS)
         op.mark((a[-1], *rows, *columns), Trait.HEAD_DIM)
-    if len(b) == 2:
-        op.role(right, consumer=0, producer=1)
+    if len(b) > 1:
+        op.role(right, consumer=len(b) - 2, producer=len(b) - 1)
     return (*batch, *rows, *columns)
 
 
 @rule(aten.einsum.default)
 def einsum(op: Op) -> Result:
-    """Equal letters are equal dimensions; an ellipsis is pinned."""
-    equation = str(op.arg("equation")).replace(" ", "")
+    """Equal letters are equal dimensions; an ellipsis stands for letters of its own, aligned at the right."""
     nodes = list(op.arg("tensors"))
-    if "." in equation:
-        return op.unknown("an einsum with an ellipsis")
-    inputs, arrow, output = equation.partition("->")
-    if not arrow:
-        letters = sorted(set(inputs) - {","})
-        output = "".join(c for c in letters if inputs.count(c) == 1)
+    inputs, output = spelled_out(str(op.arg("equation")), [len(op.of(node)) for node in nodes])
     known: dict[str, Term] = {}
     for letters_of, node in zip(inputs.split(","), nodes, strict=True):
         for letter, term in zip(letters_of, op.of(node), strict=True):
@@ -89,6 +90,18 @@ def einsum(op: Op) -> Result:
         op.mark([known[c] for c in everywhere], Trait.HEADS)
         op.mark([term for c, term in known.items() if c not in everywhere], Trait.HEAD_DIM)
     return tuple(known[c] for c in output)
+
+
+def spelled_out(equation: str, ranks: list[int]) -> tuple[str, str]:
+    """The inputs and the output of an einsum of operands with these ranks, without ellipsis and with its output written."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    if not arrow:
+        letters = sorted(set(inputs) - {",", "."})
+        output = "..." * ("..." in inputs) + "".join(c for c in letters if inputs.count(c) == 1)
+    widths = [rank - len(part) + 3 for part, rank in zip(inputs.split(","), ranks, strict=True) if "..." in part]
+    free = "".join(c for c in ascii_letters if c not in equation)[: max(widths, default=0)]
+    parts = [part.replace("...", free[len(free) - (rank - len(part) + 3) :]) for part, rank in zip(inputs.split(","), ranks, strict=True)]
+    return ",".join(parts), output.replace("...", free)
 
 
 @rule(aten.scaled_dot_product_attention.default)

@@ -35,6 +35,7 @@ def softmax(op: Op) -> Shape:
     aten.norm.ScalarOpt_dim_dtype,
     aten.frobenius_norm.dim,
     aten.any.dim,
+    aten.any.dims,
     aten.all.dim,
     aten.prod.dim_int,
 )
@@ -95,15 +96,16 @@ def diff(op: Op) -> Shape:
     return tuple(x)
 
 
-@rule(aten.topk.default, aten.sort.default)
+@rule(aten.topk.default, aten.sort, aten.argsort)
 def sorting(op: Op) -> Result:
     """The sorted dimension is pinned, and so is what is left of it."""
     x = op.terms("self")
     dim = op.int_arg("dim") % len(x)
     op.pin([x[dim]], "its order matters")
-    n = int(op.node.meta["val"][0].shape[dim])
-    shape = (*x[:dim], op.pinned(n, "its order matters"), *x[dim + 1 :])
-    return [shape, shape]
+    value = op.node.meta["val"]
+    one = value if isinstance(value, torch.Tensor) else value[0]
+    shape = (*x[:dim], op.pinned(int(one.shape[dim]), "its order matters"), *x[dim + 1 :])
+    return shape if one is value else [shape, shape]
 
 
 def _reduced(op: Op, x: Shape, dims: list[int], keepdim: bool) -> Shape:

@@ -196,4 +196,6 @@ def repeat_interleave(op: Op) -> Shape:
     dim %= len(x)
     times = fresh(op.int_arg("repeats"))
     op.resize("repeats", times)
+    if op.arg("output_size") is not None:
+        op.resize("output_size", x[dim] + times)
     return (*x[:dim], x[dim] + times, *x[dim + 1 :])

@@ -71,6 +71,17 @@ def changed_lines(before: str, after: str) -> str:
     return "\n".join(line for line in lines if line[:2] not in {"--", "++", "@@"})
 
 
+def _root_mean_square(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def _written_at_places(x: torch.Tensor) -> torch.Tensor:
+    rows = x.new_zeros(x.shape[0], 4, x.shape[2])
+    rows[:, torch.tensor([3, 0, 1])] = x
+    rows[0, torch.tensor([2])] = x[1, :1]
+    return rows
+
+
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
@@ -364,6 +375,21 @@ c: 2, (B2 + A4 + C3)""",
 +pad(_, [1, 2])
 +new_zeros(_, [B, 2], pin_memory=False)""",
     ),
+    "reduce: a norm of rows that were padded and filled": (
+        lambda x, a, b, rows: F.linear(
+            _root_mean_square(rows @ torch.cat([F.pad(F.linear(x, a), (0, 0, 1, 0), value=0.5), x.new_ones(x.shape[0], 2, 6)], 1)), b
+        ),
+        {"a": (6, 5), "b": (2, 6), "rows": (3, 6)},
+        (2, 3, 5),
+        {"a": [0, 5]},
+        """\
+a: A6, 5
+b: 2, A6
+rows: 3, ((1 + 3) + B2)""",
+        """\
+-new_ones(_, [B, 2, 6], pin_memory=False)
++new_ones(_, [B, 2, 4], pin_memory=False)""",
+    ),
     "reduce: a norm by a vector's length": (
         lambda x, a, b: F.linear(F.normalize(F.linear(x, a), dim=-1), b),
         {"a": (6, 5), "b": (2, 6)},
@@ -375,8 +401,54 @@ b: 2, A6""",
         """\
 """,
     ),
+    "index: written at places": (
+        lambda x, a, b: F.linear(_root_mean_square(_written_at_places(F.linear(x, a))), b),
+        {"a": (6, 5), "b": (2, 6)},
+        (2, 3, 5),
+        {"a": [0, 5]},
+        """\
+a: A6, 5
+b: 2, A6
+_constants.detach__default_1: (1 + 2)
+_constants.detach__default_1_3: 1""",
+        """\
+-new_zeros(_, [B, 4, 6], pin_memory=False)
++new_zeros(_, [B, 4, 4], pin_memory=False)
+-view(_, [6])
++view(_, [4])""",
+    ),
+    "index: scattered": (
+        lambda x, a, b: F.linear(
+            _root_mean_square(x.new_zeros(x.shape[0], 4, 6).scatter(1, torch.tensor([3, 0, 1])[:, None].expand(x.shape[0], 3, 6), F.linear(x, a))),
+            b,
+        ),
+        {"a": (6, 5), "b": (2, 6)},
+        (2, 3, 5),
+        {"a": [0, 5]},
+        """\
+a: A6, 5
+b: 2, A6
+_constants.unsqueeze_default_2: 3, 1""",
+        """\
+-new_zeros(_, [B, 4, 6], pin_memory=False)
+-expand(_, [B, 3, 6])
++new_zeros(_, [B, 4, 4], pin_memory=False)
++expand(_, [B, 3, 4])""",
+    ),
+    "linear: a matrix for each group": (
+        lambda x, a, b: (F.linear(x, a[0])[:, :, None] @ b[torch.tensor([0, 2, 1])]).squeeze(2),
+        {"a": (1, 6, 5), "b": (3, 6, 2)},
+        (2, 3, 5),
+        {},
+        """\
+a: 1, A6, 5
+b: 3, A6, 2
+_constants.detach__default_1: 3""",
+        """\
+""",
+    ),
     "linear: einsum": (
-        lambda x, a, b: torch.einsum("bth,oh->bto", torch.einsum("bti,hi->bth", x, a).tanh(), b),
+        lambda x, a, b: torch.einsum("bth,oh->bto", torch.einsum("...i,hi->...h", x, a).tanh(), b),
         {"a": (6, 5), "b": (2, 6)},
         (2, 3, 5),
         {"a": [0, 5]},
@@ -398,7 +470,7 @@ b: 2, A3, 1, 1""",
 """,
     ),
     "shape: repeats": (
-        lambda x, a, b: F.linear(F.linear(x, a).repeat_interleave(2, 1) * F.linear(x, a).repeat(1, 2), b),
+        lambda x, a, b: F.linear(F.linear(x, a).repeat_interleave(2, 1, output_size=8) * F.linear(x, a).repeat(1, 2), b),
         {"a": (4, 5), "b": (2, 8)},
         (2, 5),
         {},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -234,6 +236,40 @@ def test_what_lies_in_memory_otherwise_under_masks_is_proved() -> None:
     (heads,) = (g for g in axes.groups if g.kind == "heads")
     removals = {heads.name: [1]}
     assert prove(model, remove(model, removals, axes=axes), removals, axes=axes, tolerance=1e-12) <= 1e-12
+
+
+class ChoosesBetweenEquals(nn.Module):
+    """The same sum is computed in two ways, whose roundings decide which is the larger."""
+
+    def __init__(self, chooses: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.embed, self.weight = nn.Linear(8, 64), nn.Parameter(torch.randn(64))
+        self.chooses = chooses
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(x).tanh()
+        both = torch.stack([(hidden * self.weight).sum(-1), hidden @ self.weight], -1)
+        return self.chooses(both) + torch.rand(2)
+
+
+CHOOSES = [
+    lambda both: torch.tensor([[1.0, 2.0], [3.0, 4.0]])[both.argmax(-1)],
+    lambda both: torch.tensor([[1.0, 2.0], [3.0, 4.0]])[both.max(-1).indices],
+    lambda both: both.argsort(-1, descending=True).float(),
+    lambda both: torch.topk(both, 1)[1] * torch.ones(2),
+    lambda both: both.sort(dim=-1)[1].float(),
+]
+
+
+@pytest.mark.parametrize("chooses", CHOOSES)
+def test_a_choice_between_equals_and_noise_are_the_same_on_both_sides(chooses: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Model.from_module(ChoosesBetweenEquals(chooses), (torch.randn(2, 200, 8),))
+    axes = Axes.of(model)
+    (hidden,) = axes.groups
+    removals = {hidden.name: range(0, 64, 3)}
+    pruned = remove(model, removals, axes=axes)
+    assert prove(model, pruned, removals, axes=axes, tolerance=1e-12) <= 1e-12
 
 
 def test_a_pruned_model_can_be_analysed_and_pruned_again() -> None:
