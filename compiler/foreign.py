@@ -40,6 +40,7 @@ def write_in_aten(graph: fx.GraphModule) -> None:
     Raises:
         CaptureError: an operator of another library, which no runtime would know.
     """
+    graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in {"placeholder", "output"} or graphs.is_write(node))
     for node in list(graphs.operators(graph)):
         if getattr(node.target, "namespace", "") == "aten":
             node.target = _first_name(node.target)

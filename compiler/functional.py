@@ -28,7 +28,7 @@ def functionalize(graph: fx.GraphModule, specs: Sequence[TensorSpec]) -> None:
         CaptureError: a write through a view that cannot be put back into the whole, or to a parameter.
     """
     _fold_written_constants(graph)
-    writes = [node for node in graphs.operators(graph) if _is_write(node)]
+    writes = [node for node in graphs.operators(graph) if graphs.is_write(node)]
     if writes:
         graph.recompile()
         graphs.infer_shapes(graph, tuple(s.shape for s in specs), tuple(s.torch_dtype for s in specs))
@@ -44,10 +44,6 @@ def functionalize(graph: fx.GraphModule, specs: Sequence[TensorSpec]) -> None:
     graph.recompile()
 
 
-def _is_write(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
 def _is_view(node: fx.Node) -> bool:
     """Whether the result may share memory with the first argument."""
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -59,13 +55,13 @@ def _is_view(node: fx.Node) -> bool:
 def _aliases(node: fx.Node) -> set[fx.Node]:
     """Every node that may share memory with ``node``: its bases and all views of them."""
     base = node
-    while base.op == "call_function" and base.args and isinstance(base.args[0], fx.Node) and (_is_view(base) or _is_write(base)):
+    while base.op == "call_function" and base.args and isinstance(base.args[0], fx.Node) and (_is_view(base) or graphs.is_write(base)):
         base = base.args[0]
     found, queue = {base}, [base]
     while queue:
         current = queue.pop()
         for user in current.users:
-            if user not in found and user.args and user.args[0] is current and (_is_view(user) or _is_write(user)):
+            if user not in found and user.args and user.args[0] is current and (_is_view(user) or graphs.is_write(user)):
                 found.add(user)
                 queue.append(user)
     return found
@@ -80,7 +76,7 @@ def _fold_written_constants(graph: fx.GraphModule) -> None:
             constant.add(node)
     touched: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        if node in constant and _is_write(node):
+        if node in constant and graphs.is_write(node):
             touched |= _aliases(node) & constant
     if not touched:
         return

@@ -111,6 +111,11 @@ def operators(graph: fx.GraphModule) -> Iterator[fx.Node]:
     return (node for node in graph.graph.nodes if node.op == "call_function")
 
 
+def is_write(node: fx.Node) -> bool:
+    """Whether ``node`` writes to one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def source(node: fx.Node) -> str:
     """The path of the source module that ``node`` came from, or the node's own name where there is none."""
     return str(node.meta.get("source") or node.name)

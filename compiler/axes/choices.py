@@ -32,7 +32,7 @@ class SameChoices(fx.Interpreter):
             return value
         theirs, with_values = self._choices[n.name], n.target in _WITH_VALUES
         indices, other = (value[1], theirs[1]) if with_values else (value, theirs)
-        if indices.shape != other.shape:
+        if indices.shape != other.shape or not indices.numel():
             return value
         x = self.fetch_args_kwargs_from_env(n)[0][0]
         given = {a.name: a.default_value for a in n.target._schema.arguments}
@@ -42,6 +42,8 @@ class SameChoices(fx.Interpreter):
             x, dim, indices, other = x.flatten(), 0, indices.reshape(1), other.reshape(1)
         elif indices.dim() < x.dim():
             indices, other = indices.unsqueeze(dim), other.unsqueeze(dim)
+        if int(other.max()) >= x.shape[dim]:
+            return value  # numbers of units some of which are gone: nobody reads them
         mine, chosen = x.gather(dim, indices), x.gather(dim, other)
         largest = float(x[x.isfinite()].abs().max()) if bool(x.isfinite().any()) else 0.0
         if not torch.isclose(mine.double(), chosen.double(), rtol=0.0, atol=self._tolerance * largest, equal_nan=True).all():

@@ -79,7 +79,7 @@ _WINDOWS = _packets(
     "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d",
     "adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d",
     "upsample_linear1d upsample_nearest1d upsample_bilinear2d upsample_bicubic2d upsample_nearest2d upsample_nearest3d upsample_trilinear3d",
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d grid_sampler grid_sampler_2d",
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d",
     "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col col2im topk sort argsort",
 )
 _CONVOLUTIONS = _packets("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution")
@@ -268,6 +268,18 @@ def _window(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
     return [zeroed(v, alive) for v in value], [alive] * len(value)
 
 
+def _sampled(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    """Alive where the image and the grid are."""
+    value = target(*call[0], **call[1])
+    image, grid = masks[0][:2]
+    alive = torch.ones_like(value, dtype=torch.bool)
+    if image.alive is not None:
+        alive = alive & image.alive.flatten(2).any(2)[(...,) + (None,) * (value.dim() - 2)]
+    if grid.alive is not None:
+        alive = alive & grid.alive.any(-1).unsqueeze(1)
+    return zeroed(value, alive), alive
+
+
 def _kept(left: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """Where what is left of a weighted sum of ones is not nothing; where nothing was added up, all is alive."""
     return (left > 0.5 * whole) | (whole <= 0)
@@ -326,6 +338,7 @@ _HANDLERS: tuple[tuple[Any, Handler], ...] = (
     ({aten.scatter, aten.scatter_add, aten.scatter_reduce}, _placed),
     ({aten.index_put}, _put),
     (_WINDOWS, _window),
+    (_packets("grid_sampler grid_sampler_2d"), _sampled),
     (_PRODUCTS, _product),
     (_RECURRENT, _recurrent),
     (statistics.TABLE, _statistic),

@@ -109,8 +109,6 @@ _WINDOWED = {
         aten._upsample_nearest_exact2d,
         aten.reflection_pad2d,
         aten.replication_pad2d,
-        aten.grid_sampler.default,
-        aten.grid_sampler_2d.default,
     ),
     3: (aten.max_pool3d, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default, aten.upsample_trilinear3d, aten.upsample_nearest3d),
 }
@@ -122,15 +120,21 @@ def windowed(op: Op) -> Result:
     """Pooling, resampling and mirrored padding: the last dimensions are pinned, the others pass."""
     count = next(n for overload, n in _SPATIAL.items() if overload is op.node.target)
     x = op.of(op.node.args[0])  # type: ignore[arg-type]
-    for extra in op.node.all_input_nodes[1:]:
-        if isinstance(op.state.values.get(extra), tuple):
-            op.pin(op.of(extra), "a sampling grid")
     values = op.node.meta["val"]
     results = [values] if isinstance(values, torch.Tensor) else list(values)
     op.pin(x[-count:], "slid over by a window")
     shapes: list[Shape | None] = [(*x[:-count], *(op.pinned(int(n), "slid over by a window") for n in value.shape[-count:])) for value in results]
     only = shapes[0]
     return only if isinstance(values, torch.Tensor) and only is not None else shapes
+
+
+@rule(aten.grid_sampler.default, aten.grid_sampler_2d.default)
+def sampled(op: Op) -> Shape:
+    """(N, C, H, W) at the places of a grid (N, H', W', 2) -> (N, C, H', W')."""
+    x, grid = op.terms("input"), op.terms("grid")
+    op.unify(x[0], grid[0])
+    op.pin((*x[2:], grid[-1]), "a sampling grid")
+    return (*x[:2], *grid[1:-1])
 
 
 @rule(aten.pixel_shuffle.default)

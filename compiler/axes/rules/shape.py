@@ -47,6 +47,10 @@ _LITERAL = {aten.view.default: "size", aten.reshape.default: "shape", aten._unsa
 
 def regroup(shape: Shape, sizes: list[int], reason: Reason) -> Shape:
     """``shape`` read in order and cut into dimensions of ``sizes``. Where that goes through an axis, the axis becomes a product."""
+    if 0 in sizes:
+        for term in shape:
+            mark(term, pin=reason)
+        return tuple(fresh(n, reason) for n in sizes)
     queue: list[Axis] = [axis for term in shape for axis in resolve(term)][::-1]
     result: list[Term] = []
     at = 0

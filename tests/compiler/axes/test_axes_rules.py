@@ -82,6 +82,12 @@ def _written_at_places(x: torch.Tensor) -> torch.Tensor:
     return rows
 
 
+def _sampled(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Every head looks at places of its own, as in deformable attention."""
+    heads = F.grid_sample(x.reshape(-1, 3, 3, 3), grid.reshape(-1, 2, 2, 2), align_corners=False)
+    return heads.reshape(x.shape[0], -1, 2, 2)
+
+
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
@@ -398,6 +404,41 @@ rows: 3, ((1 + 3) + B2)""",
         """\
 a: A6, 5
 b: 2, A6""",
+        """\
+""",
+    ),
+    "conv: each head sampled at a grid of its own": (
+        lambda x, a, grid, b: F.conv2d(_sampled(F.conv2d(x, a), F.linear(x.mean((2, 3)), grid).tanh()), b),
+        {"a": (6, 4, 1, 1), "grid": (16, 4), "b": (2, 6, 1, 1)},
+        (2, 4, 3, 3),
+        {"a": [1], "a#2": [0]},
+        """\
+a: A2xB3, 4, 1, 1
+grid: A2x2x2x2, 4
+b: 2, A2xB3, 1, 1""",
+        """\
+-reshape(_, [-1, 3, 3, 3])
++reshape(_, [-1, 2, 3, 3])""",
+    ),
+    "shape: nothing of a dimension": (
+        lambda x, a, b: F.linear(torch.cat([y := F.linear(x, a), y[:, :0].reshape(x.shape[0], 0, 3, 2).flatten(2)], 1), b),
+        {"a": (6, 5), "b": (2, 6)},
+        (2, 3, 5),
+        {},
+        """\
+a: 6, 5
+b: 2, 6""",
+        """\
+""",
+    ),
+    "reduce: the largest, whose number nobody reads": (
+        lambda x, a, b: F.linear(x, a).max(-1, keepdim=True)[0] * F.linear(x, b),
+        {"a": (2, 5), "b": (3, 5)},
+        (2, 40, 5),
+        {"a": [0]},
+        """\
+a: A2, 5
+b: 3, 5""",
         """\
 """,
     ),
