@@ -107,6 +107,23 @@ def randomise_norms(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
+def randomise_weights(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights with a gain above 1, so that no branch fades away and a wrong cut anywhere reaches the output; random norms and statistics.
+
+    Returns:
+        ``module`` itself, in eval mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise * 1.5 / parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 0.5 + 0.3 * noise)
+        for name, buffer in module.named_buffers():
+            if "running" in name:
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    return module.eval()
+
+
 def tiny_data(samples: int = 96, seed: int = 0) -> Data:
     """Four classes of 8x8 images that a tiny model can learn: which quarter of the image is bright."""
     rng = np.random.default_rng(seed)

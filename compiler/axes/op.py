@@ -192,14 +192,15 @@ class Op:
 
     def role(self, node: object, **dims: int) -> None:
         """Which dimension of a weight produces units and which consumes them: ``producer=0, consumer=1``. What is no weight is passed over."""
-        order = None
-        while isinstance(node, fx.Node) and node.op == "call_function" and (node.target in _MOVES or _picks(node)):
-            order = _permuted(node, order)
-            node = node.args[0]
-        if isinstance(node, fx.Node) and node.op == "get_attr":
-            key = id(self.state.tensor(str(node.target)))
+        weight, order = _weight(node)
+        if weight is not None:
+            key = id(self.state.tensor(str(weight.target)))
             for side, dim in dims.items():
                 self.state.roles.setdefault((key, order[dim] if order else dim), side)
+
+    def is_weight(self, node: fx.Node) -> bool:
+        """Whether ``node`` is a tensor that the model holds, or some of its units picked by number, its dimensions in any order."""
+        return _weight(node)[0] is not None
 
     # how literals follow ----------------------------------------------------------------------------------------
 
@@ -284,6 +285,15 @@ def _scaled(node: fx.Node, value: fx.Node, old: int, new: int) -> fx.Node:
     for made in (per_sample, result):
         made.meta["source"] = node.meta.get("source", "")
     return result
+
+
+def _weight(node: object) -> tuple[fx.Node | None, list[int] | None]:
+    """The tensor behind ``node``, and where each dimension of ``node`` is in it (None: at its own place)."""
+    order = None
+    while isinstance(node, fx.Node) and node.op == "call_function" and (node.target in _MOVES or _picks(node)):
+        order = _permuted(node, order)
+        node = node.args[0]
+    return (node, order) if isinstance(node, fx.Node) and node.op == "get_attr" else (None, None)
 
 
 def _permuted(node: fx.Node, order: list[int] | None) -> list[int]:

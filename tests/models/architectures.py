@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgesmith.compiler.model import Model
+from edgesmith.compiler.testing import randomise_weights
 
 transformers = pytest.importorskip("transformers")
 
@@ -225,31 +226,29 @@ SLOW: dict[str, tuple[str, dict[str, Any], Maker, int]] = {
         mel,
         32,
     ),
+    "BambaForCausalLM": (
+        "BambaConfig",
+        {**_DECODER, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 12, "mamba_d_state": 6, "mamba_n_groups": 2, "mamba_chunk_size": 4},
+        ids,
+        8,
+    ),
 }
 
-
-def randomised(module: nn.Module) -> nn.Module:
-    """Weights with a gain above 1, so that no branch fades away and a wrong cut anywhere reaches the output; random norms and statistics."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 1.5 / parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 0.5 + 0.3 * noise)
-        for name, buffer in module.named_buffers():
-            if "running" in name:
-                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
-    return module.eval()
+EXPERTS: dict[str, tuple[str, dict[str, Any], Maker, int]] = {
+    "MixtralForCausalLM": ("MixtralConfig", {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2}, ids, 8),
+}
+"""Mixtures of experts, whose sorting by expert not every runtime knows."""
 
 
 def built(name: str) -> Model:
     """The architecture ``name``, small, with random weights."""
-    config, options, maker, size = (ALWAYS | SLOW)[name]
+    config, options, maker, size = (ALWAYS | SLOW | EXPERTS)[name]
     torch.manual_seed(0)
     module = getattr(transformers, name)(getattr(transformers, config)(**options))
-    return Model.from_module(randomised(Wrapped(module, _NAMES[maker])), maker(size))
+    return Model.from_module(randomise_weights(Wrapped(module, _NAMES[maker])), maker(size))
 
 
 def samples(name: str, count: int) -> tuple[torch.Tensor, ...]:
     """Random inputs of the architecture ``name``."""
-    _, _, maker, size = (ALWAYS | SLOW)[name]
+    _, _, maker, size = (ALWAYS | SLOW | EXPERTS)[name]
     return maker(size, count)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from architectures import ALWAYS, SLOW, built, samples
+from architectures import ALWAYS, EXPERTS, SLOW, built, samples
 
 from edgesmith import Model, Pipeline
 from edgesmith.compiler import registry
 from edgesmith.compiler.data import Data, Split
+from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.forms import forms, schemes
 from edgesmith.compiler.instruments import fixed_inputs, flat_outputs
 from edgesmith.compiler.lowering import Lowering
@@ -51,3 +52,16 @@ def test_it_prunes_quantizes_and_lowers_to_every_target(name: str, tmp_path: Pat
             planned = {path for path, scheme in schemes(one).items() if scheme is not Scheme.FLOAT}
             honoured = planned - {d.where for d in file.diagnostics}
             assert honoured, f"{target}: of {form} {len(honoured)} of {len(planned)} operators are on integers"
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("target", registry.target_names())
+def test_experts_run_where_the_runtime_can_sort_and_are_refused_elsewhere(name: str, target: str, tmp_path: Path) -> None:
+    model = Pipeline.parse("prune{ratio=0.4,importance=l1},fold-constants").run(built(name))
+    lowering = Lowering(tmp_path, fixed_inputs(model, PassContext(), 2))
+    if target == "onnxruntime":
+        assert lowering.artifact(model, registry.target(target)).path.exists()
+        return
+    with pytest.raises(UnsupportedError, match=r"mlp\.experts: .* cannot run this model") as caught:
+        lowering.artifact(model, registry.target(target))
+    assert "aten.sort" in str(caught.value.why) or "aten.histc" in str(caught.value.why)

@@ -59,7 +59,7 @@ def _product(op: Op, left: fx.Node, right: fx.Node) -> Shape:
     batch = op.broadcast([a[:-2], b[:-2]])
     rows: Shape = a[-2:-1] if len(a) > 1 else ()
     columns: Shape = b[-1:] if len(b) > 1 else ()
-    if not op.is_constant(left) and not op.is_constant(right):
+    if not any(op.is_constant(node) or op.is_weight(node) for node in (left, right)):
         op.mark(batch, Trait.HEADS)
         op.mark((a[-1], *rows, *columns), Trait.HEAD_DIM)
     if len(b) > 1:

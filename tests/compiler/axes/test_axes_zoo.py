@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from architectures import ALWAYS, SLOW, built
+from architectures import ALWAYS, EXPERTS, SLOW, built
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes, prove, remove
@@ -75,7 +75,7 @@ def _seen_when_wrong(model: Model, pruned: Model, removals: dict[str, list[int]]
     return compare(model, pruned.with_graph(graph), removals, axes, model.example_inputs(), double=True)
 
 
-@pytest.mark.parametrize("name", ALWAYS)
+@pytest.mark.parametrize("name", [*ALWAYS, *EXPERTS])
 def test_prunes_at_forty_percent(name: str) -> None:
     check(name)
 
