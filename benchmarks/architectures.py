@@ -155,7 +155,10 @@ def inputs(model: Any) -> Iterator[tuple[tuple[str, ...], tuple[torch.Tensor, ..
 
 def built(kind: str) -> tuple[str, nn.Module, tuple[torch.Tensor, ...]]:
     """The first model class of the configuration that runs on some input, with random weights."""
-    config = shrunk(CONFIG_MAPPING[kind]())
+    try:
+        config = shrunk(CONFIG_MAPPING[kind]())
+    except Exception as error:
+        raise UnbuiltError(str(error)) from error
     reason = "no model class"
     for auto in (*(getattr(transformers, f"AutoModelFor{name}") for name in CLASSES), transformers.AutoModel, transformers.AutoBackbone):
         if type(config) not in auto._model_mapping:
@@ -163,13 +166,13 @@ def built(kind: str) -> tuple[str, nn.Module, tuple[torch.Tensor, ...]]:
         torch.manual_seed(0)
         try:
             model = auto.from_config(config).float()
+            if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS:
+                reason = "too large"
+                continue
+            randomise_weights(model)
         except Exception as error:  # noqa: BLE001 - any author's own
             reason = str(error)
             continue
-        if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS:
-            reason = "too large"
-            continue
-        randomise_weights(model)
         for names, values in inputs(model):
             module = Named(model, names).eval()
             try:
