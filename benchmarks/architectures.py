@@ -20,7 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -189,13 +189,15 @@ def built(kind: str) -> tuple[str, nn.Module, tuple[torch.Tensor, ...]]:
 def trial(kind: str, *, lower: bool) -> Row:
     """Everything that is asked of one configuration."""
     started = time.monotonic()
-    row = Row(kind, "unbuilt")
     try:
         name, module, values = built(kind)
-        row = Row(kind, "refused", name, sum(p.numel() for p in module.parameters()))
+    except Exception as error:  # noqa: BLE001 - any author's own
+        return Row(kind, "unbuilt", why=str(error)[:200])
+    row = Row(kind, "refused", name, sum(p.numel() for p in module.parameters()))
+    try:
         model = Model.from_module(module, values)
         axes = Axes.of(model)
-        row = Row(kind, "refused", name, model.params, len(model.graph.graph.nodes), axes.coverage)
+        row = Row(kind, "refused", name, model.params, len(model.graph.graph.nodes), covered(axes))
         chosen = random.Random(0)
         removals = {g.name: chosen.sample(range(g.size), max(1, int(SHARE * g.size))) for g in axes.groups if g.size > 1}
         pruned = remove(model, removals, axes=axes)
@@ -209,15 +211,20 @@ def trial(kind: str, *, lower: bool) -> Row:
             if lower:
                 _lower(pruned, Path(folder))
         found = "ok" if torch.equal(*same) else "differs when loaded"
-        row = Row(kind, found, name, model.params, row.nodes, axes.coverage, pruned.params / model.params, difference)
-    except UnbuiltError as error:
-        row = Row(kind, "unbuilt", why=str(error)[:200])
+        row = Row(kind, found, name, model.params, row.nodes, row.covered, pruned.params / model.params, difference)
     except EdgesmithError as error:
         found = "refused" if error.exit_code == 2 else "wrong"
-        row = Row(**{**asdict(row), "found": found, "why": f"{error.what}: {error.where} {error.why}"[:400]})
+        row = replace(row, found=found, why=f"{error.what}: {error.where} {error.why}"[:400])
     except Exception:  # noqa: BLE001 - what this is here to find
-        row = Row(**{**asdict(row), "found": "crashed", "why": traceback.format_exc()[-1500:]})
-    return Row(**{**asdict(row), "seconds": time.monotonic() - started})
+        row = replace(row, found="crashed", why=traceback.format_exc()[-1500:])
+    return replace(row, seconds=time.monotonic() - started)
+
+
+def covered(axes: Axes) -> float:
+    """The share of the parameters that some group has a part of, or that are bound to an output, which is never narrowed."""
+    bound = {member.name for group in axes.groups for member in group.members} | {pin.where for pin in axes.pinned if pin.reason == "an output of the model"}
+    sizes = {name: axes.state.tensor(name).numel() for name in {p.where for p in axes.pinned} | bound}
+    return sum(sizes[name] for name in bound) / sum(sizes.values())
 
 
 def _with_noise(model: Model, source: Model) -> torch.Tensor:
