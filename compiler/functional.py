@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,20 +29,30 @@ def functionalize(graph: fx.GraphModule, specs: Sequence[TensorSpec]) -> None:
         CaptureError: a write through a view that cannot be put back into the whole, or to a parameter.
     """
     _fold_written_constants(graph)
+    for node in [node for node in graphs.operators(graph) if torch.Tag.inplace_view in getattr(node.target, "tags", ())]:
+        _replace_view(graph, node)
     writes = [node for node in graphs.operators(graph) if graphs.is_write(node)]
     if writes:
         graph.recompile()
         graphs.infer_shapes(graph, tuple(s.shape for s in specs), tuple(s.torch_dtype for s in specs))
         memory = Memory(graph)
         for node in writes:
-            twin = _functional_twin(node.target)
-            if twin is None or not isinstance(node.args[0], fx.Node):
-                raise CaptureError(
-                    f"{node.target} writes in place and has no functional form", where=graphs.source(node), hint="write it without in-place operators"
-                )
-            memory.replace(node, twin)
+            memory.replace(node, _functional_twin(node))
         memory.close()
     graph.recompile()
+
+
+def _replace_view(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Replace an operator that changes the shape of its argument in place, not what it holds, by a view that is read from then on."""
+    twin, changed = _functional_twin(node), node.args[0]
+    assert isinstance(changed, fx.Node)
+    later = set(itertools.dropwhile(lambda n: n is not node, graph.graph.nodes))
+    with graph.graph.inserting_before(node):
+        view = graph.graph.call_function(twin, node.args, node.kwargs)
+    view.meta = dict(node.meta)
+    node.replace_all_uses_with(view)
+    changed.replace_all_uses_with(view, delete_user_cb=lambda user: user in later)
+    graph.graph.erase_node(node)
 
 
 def _is_view(node: fx.Node) -> bool:
@@ -123,10 +134,17 @@ def _replace_by_constant(graph: fx.GraphModule, node: fx.Node, value: torch.Tens
     node.replace_all_uses_with(constant)
 
 
-def _functional_twin(overload: Any) -> torch._ops.OpOverload | None:
+def _functional_twin(node: fx.Node) -> Any:
+    overload: Any = node.target
     name = overload._schema.name.removeprefix("aten::")
-    packet = getattr(aten, name.removesuffix("_"), None)
-    if packet is None or not name.endswith("_"):
-        return None
-    twin = getattr(packet, overload._overloadname, None)
-    return twin if isinstance(twin, torch._ops.OpOverload) else None
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    if packet is not None and isinstance(node.args[0], fx.Node):
+        twins = [getattr(packet, other) for other in packet.overloads()]
+        alike = [twin for twin in twins if not twin._schema.is_mutable and _types(twin) == _types(overload)]
+        if alike:
+            return next((twin for twin in alike if twin._overloadname == overload._overloadname), alike[0])
+    raise CaptureError(f"{overload} writes in place and has no functional form", where=graphs.source(node), hint="write it without in-place operators")
+
+
+def _types(overload: Any) -> list[str]:
+    return [str(argument.type) for argument in overload._schema.arguments]

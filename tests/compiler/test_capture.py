@@ -39,7 +39,7 @@ class InPlace(nn.Module):
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(x)
+        y = nn.functional.dropout(self.first(x), 0.1, self.training, inplace=True)
         y += 1
         torch.relu_(y)
         mask = torch.zeros(4, 4)
@@ -106,6 +106,16 @@ def _through_reshapes(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def _shapes_changed_in_place(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    row, columns = y[:, 1], y.transpose(1, 2)
+    y.unsqueeze_(1)
+    y[:, 0, 1] += 1
+    row.unsqueeze_(1).transpose_(1, 2)
+    y.squeeze_(1)[:, :, 0] = 7
+    return torch.cat([y.transpose(1, 2), columns, row], -1)
+
+
 def _through_pieces(x: torch.Tensor) -> torch.Tensor:
     y = x.clone()
     first, second = y.chunk(2, -1)
@@ -142,6 +152,7 @@ _WRITES = (
     _read_before_and_after,
     _through_a_copy,
     _through_reshapes,
+    _shapes_changed_in_place,
     _through_pieces,
     _a_copy_that_may_share,
     _masked,
