@@ -20,7 +20,7 @@ from edgesmith.compiler.errors import DefectError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.quantplan import QuantPlan, Scheme
 from edgesmith.targets.executorch import constraints
-from edgesmith.targets.executorch.rewrites import products_as_linear, rewrite_in_place, rewrite_into_delegate
+from edgesmith.targets.executorch.rewrites import begin_names_with_letters, products_as_linear, rewrite_in_place, rewrite_into_delegate
 
 aten = torch.ops.aten
 _INT8 = (-128, 127, torch.int8)
@@ -40,6 +40,7 @@ def legalise(model: Model) -> tuple[Model, tuple[Diagnostic, ...]]:
     """
     graph = model.edit()
     rewrite_in_place(graph)
+    begin_names_with_letters(graph)
     plan = products_as_linear(graph, model.quant)
     diagnostics = _Quantiser(graph, plan).run() if plan is not None else ()
     rewrite_into_delegate(graph)

@@ -45,6 +45,17 @@ def rewrite_in_place(graph: fx.GraphModule) -> None:
             node.args = (*node.args[:2], node.args[1], *node.args[3:])  # XNNPACK's partitioner reads the stride, also where it is left out
 
 
+def begin_names_with_letters(graph: fx.GraphModule) -> None:
+    """Give tensors of a module that is a sequence ("0.weight") a parent: XNNPACK's passes look for names that begin as they were written."""
+    nodes = [node for node in graph.graph.find_nodes(op="get_attr") if str(node.target)[0].isdigit()]
+    for node in nodes:
+        name = str(node.target)
+        graphs.add_tensor(graph, f"layers.{name}", graphs.tensor(graph, name))
+        node.target = f"layers.{name}"
+    if nodes:
+        graphs.clean(graph)
+
+
 def products_as_linear(graph: fx.GraphModule, plan: QuantPlan | None) -> QuantPlan | None:
     """Write products with a weight by input channel (``addmm``, ``mm``, ``matmul``) as ``linear``, which has more kernels; the plan to match."""
     grids, made = {} if plan is None else dict(plan.weights), set()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from edgesmith.compiler.errors import OutputError
 from edgesmith.compiler.model import Model
@@ -18,7 +19,12 @@ RELATIVE = 1e-5
 """float32 sums of at most some hundred terms, in another order: sqrt(100) x 2^-24 per layer, some ten layers."""
 
 
-@pytest.fixture(scope="module", params=[lambda: TinyTransformer(depth=1), TinyConvNet], ids=["transformer", "convolutional"])
+def sequence() -> nn.Module:
+    """Its tensors are called "0.weight" and so on."""
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+@pytest.fixture(scope="module", params=[lambda: TinyTransformer(depth=1), TinyConvNet, sequence], ids=["transformer", "convolutional", "sequence"])
 def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
     model = tiny_model(request.param)
     return model, ExecuTorch().lower(model, tmp_path_factory.mktemp("pte"), "net")
@@ -64,7 +70,7 @@ def test_the_artifact_describes_its_file(lowered: tuple[Model, Artifact]) -> Non
 
 def test_the_session_describes_its_tensors(lowered: tuple[Model, Artifact]) -> None:
     session = Session(str(lowered[1].path), threads=1)
-    assert session.inputs == [{"name": "x", "shape": [1, 1, 8, 8], "dtype": "float32"}]
+    assert session.inputs == [{"name": lowered[0].inputs[0].name, "shape": [1, 1, 8, 8], "dtype": "float32"}]
     assert session.outputs == [{"name": "output", "shape": [1, 4], "dtype": "float32"}]
     assert session.runtime_version == lowered[1].built_with["executorch"]
 
