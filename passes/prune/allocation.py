@@ -198,6 +198,12 @@ def _uses(problem: Problem, widths: Widths, kind: str) -> bool:
     return any(variable.kind == kind and widths[name] < variable.size for name, variable in problem.variables.items())
 
 
+def _taken(problem: Problem, widths: Widths) -> set[str]:
+    """The kinds of groups that ``widths`` take something of, and the blocks that are gone."""
+    narrowed = {name: variable for name, variable in problem.variables.items() if widths[name] < variable.size}
+    return {variable.kind for variable in narrowed.values()} | {name for name, variable in narrowed.items() if variable.size == 1}
+
+
 def _solved(problem: Problem, limits: Sequence[_Limit], whole: Set[str]) -> tuple[Widths | None, UnsupportedError]:
     """The widths of least loss in sum, where groups of the kinds ``whole`` stay as they are; None where none meet ``limits``, and the error that says so."""
     present = problem.by_axis(problem.present)
@@ -304,8 +310,8 @@ class _Loop:
         last = self.tried[-1] if self.tried else None
         scale = 1.0 if last is None else last.share / self._share(model, last.widths)
         limits = [_Limit("latency", list(model.parts()), wanted, scale), *self.limits]
-        found = None if self.whole is None else _solved(self.problem, limits, self.whole)[0]
-        if found is None:
+        found = None if self.whole is None or last is None else _solved(self.problem, limits, self.whole)[0]
+        if last is None or found is None or not _taken(self.problem, found) <= _taken(self.problem, last.widths):
             found, self.whole = _chosen(self.problem, limits)
         return found
 

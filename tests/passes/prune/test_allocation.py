@@ -25,6 +25,7 @@ from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_data, 
 from edgesmith.compiler.weighted import weighted
 from edgesmith.passes.prune.allocation import FILES, Goal, Problem, Variable, allocate
 from edgesmith.passes.prune.branches import inside, prove_without, residual_branches, without
+from edgesmith.passes.prune.cutter import Cutter
 from edgesmith.passes.prune.losses import Curve
 
 
@@ -213,6 +214,31 @@ def test_a_kind_that_loses_more_together_than_alone_is_left_alone(together: floa
     found = allocate(problem, Goal(macs=0.9), None).widths
     cheap, dear = found[first.name] < first.size, found[second.name] < second.size
     assert (cheap, dear) == ((True, False) if together < 1 else (False, True))
+
+
+class SlowerThanToldBench(KnownBench):
+    """Narrowed models take a tenth more than their operators do."""
+
+    def paired(self, base: Model, new: Model) -> Paired:
+        found = super().paired(base, new)
+        return replace(found, share=Interval.exact(1.1 * found.share.value))
+
+
+def test_what_only_a_later_round_takes_is_measured_together_with_the_rest() -> None:
+    """The first round takes hidden units; the second wants more, and of two blocks the one that seems to lose less loses most."""
+    model, bench = tiny_model(), SlowerThanToldBench()
+    axes = Axes.of(model)
+    first, _, second, _ = residual_branches(model)
+    gates = {"cheap": Axis(1), "dear": Axis(1)}
+    hidden = [g for g in axes.groups if g.kind == "hidden"]
+    variables = {g.name: Variable(g.axis, g.size, Curve((60,), (0.0001,), 60), g.kind) for g in hidden}
+    variables |= {name: Variable(gates[name], 1, Curve((1,), (loss,), 1), name) for name, loss in (("cheap", 0.01), ("dear", 0.02))}
+    cutter = Cutter(axes, {g.name: torch.arange(float(g.size)) for g in hidden}, {"cheap": first, "dear": second})
+    behind = {node: (gate,) for branch, gate in ((first, gates["cheap"]), (second, gates["dear"])) for node in inside(model, branch)}
+    problem = Problem(axes, variables, cutter.model, lambda widths: 0.1 if widths["cheap"] else 5.0, behind)
+    found = allocate(problem, Goal(latency=0.95), bench).widths
+    assert len(bench.paired_with) == FILES + 2
+    assert (found["cheap"], found["dear"]) == (1, 0)
 
 
 def test_what_no_width_can_meet_is_refused_with_the_nearest_that_can_be_met() -> None:
