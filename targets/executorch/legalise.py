@@ -40,10 +40,10 @@ def legalise(model: Model) -> tuple[Model, tuple[Diagnostic, ...]]:
     """
     graph = model.edit()
     rewrite_in_place(graph)
-    begin_names_with_letters(graph)
     plan = products_as_linear(graph, model.quant)
     diagnostics = _Quantiser(graph, plan).run() if plan is not None else ()
     rewrite_into_delegate(graph)
+    begin_names_with_letters(graph)
     return model.with_graph(graph), diagnostics
 
 
