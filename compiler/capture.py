@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.errors import CaptureError
-from edgesmith.compiler.foreign import write_in_aten
+from edgesmith.compiler.foreign import PLAINER, write_in_aten
 from edgesmith.compiler.functional import functionalize
 from edgesmith.compiler.model import Model, TensorSpec, output_specs
 
@@ -149,11 +149,7 @@ class _Copier:
                 if isinstance(value, fx.GraphModule):
                     bodies[node] = value
                 elif not isinstance(value, torch.Tensor):
-                    raise CaptureError(
-                        f"the exported graph calls a function of Python ({node.target})",
-                        where=path,
-                        hint="choose an implementation of plain torch operators, often by an option of the model's configuration",
-                    )
+                    raise CaptureError(f"the exported graph calls a function of Python ({node.target})", where=path, hint=PLAINER)
                 else:
                     mapping[node] = self._tensor(str(node.target), value)
             elif node.op == "call_function" and "wrap_with" in str(node.target):

@@ -14,6 +14,7 @@ from edgesmith.compiler.errors import CaptureError
 
 aten = torch.ops.aten
 
+PLAINER = "choose an implementation of plain torch operators, often by an option of the model's configuration"
 
 _SECOND_NAMES = {
     "absolute": "abs",
@@ -52,7 +53,7 @@ def write_in_aten(graph: fx.GraphModule) -> None:
             raise CaptureError(
                 f"{_path(node.target)} is no operator that runtimes know",
                 where=graphs.source(node),
-                hint="choose an implementation of plain torch operators, often by an option of the model's configuration",
+                hint=PLAINER,
             )
         there = set(graph.graph.nodes)
         with graph.graph.inserting_before(node):

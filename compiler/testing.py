@@ -117,7 +117,7 @@ def randomise_weights(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 1.5 / parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 0.5 + 0.3 * noise)
+            parameter.copy_(noise * 1.5 / (parameter.numel() / max(len(parameter), 1)) ** 0.5 if parameter.dim() > 1 else 0.5 + 0.3 * noise)
         for name, buffer in module.named_buffers():
             if "running" in name:
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))

@@ -54,7 +54,7 @@ class Memory:
         shared = [node for node in place if place[node] <= place[write] and _storage(node) == storage]
         readers = {node: later for node in shared if (later := [user for user in node.users if place[user] > place[write]])}
         if readers and root.op == "get_attr":
-            raise CaptureError(f"{write.target} changes a parameter", where=graphs.source(write), hint="let forward work on a copy of it")
+            raise CaptureError(f"{write.target} changes a parameter or buffer", where=graphs.source(write), hint="let forward work on a copy of it")
         if readers.keys() <= {written, write}:
             views = {written: self._owner(value, written.meta["val"])}
         else:
@@ -84,7 +84,8 @@ class Memory:
         if node.op != "call_function" or node in self._owners or not node.args or not isinstance(node.args[0], fx.Node):
             return None
         parent = node.args[0]
-        return parent if _storage(parent) == _storage(node) else None
+        source = parent.args[0] if isinstance(parent.meta["val"], (list, tuple)) else parent
+        return parent if isinstance(source, fx.Node) and _storage(source) == _storage(node) else None
 
     def _root(self, node: fx.Node) -> fx.Node:
         while (parent := self._parent(node)) is not None:
@@ -118,7 +119,7 @@ class Memory:
     def _put_back(self, view: fx.Node, whole: fx.Node, part: fx.Node) -> fx.Node:
         """``whole`` with ``part`` where ``view`` looks at it."""
         inner, outer, target = view.meta["val"], whole.meta["val"], view.target
-        if inner.shape == outer.shape and inner.stride() == outer.stride():
+        if _looks(inner) == _looks(outer):
             return part
         if inner.numel() == 0:
             return whole
@@ -152,6 +153,8 @@ class Memory:
             count -= 1
             last = first + step * count
             whole = self._between(whole, dim, last, last + 1, self._emit(aten.slice.Tensor, part, dim, count))
+            if not count:
+                return whole
             part = self._emit(aten.slice.Tensor, part, dim, 0, count)
         start = min(first, size - step * count)
         shape, stop = list(outer.shape), start + step * count
@@ -213,6 +216,11 @@ def _storage(node: fx.Node) -> object:
     if isinstance(value, (list, tuple)):
         value = next((v for v in value if isinstance(v, torch.Tensor)), None)
     return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+
+
+def _looks(value: torch.Tensor) -> tuple[object, ...]:
+    """All that tells two views of one memory apart."""
+    return value.shape, value.stride(), value.storage_offset(), value.dtype, value.is_conj(), value.is_neg()
 
 
 def _order(view: fx.Node, rank: int) -> list[int]:

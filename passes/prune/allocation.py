@@ -283,8 +283,8 @@ class _Loop:
     goal: Goal
     bench: Bench
     limits: Sequence[_Limit]
-    whole: frozenset[str] | None = None
-    """The kinds of groups that are left alone, when that has been found out."""
+    whole: frozenset[str] = frozenset()
+    """The kinds of groups that the last choice was better without."""
     measured: list[Measured] = field(default_factory=list)
     tried: list[_Tried] = field(default_factory=list)
 
@@ -310,9 +310,11 @@ class _Loop:
         last = self.tried[-1] if self.tried else None
         scale = 1.0 if last is None else last.share / self._share(model, last.widths)
         limits = [_Limit("latency", list(model.parts()), wanted, scale), *self.limits]
-        found = None if self.whole is None or last is None else _solved(self.problem, limits, self.whole)[0]
-        if last is None or found is None or not _taken(self.problem, found) <= _taken(self.problem, last.widths):
-            found, self.whole = _chosen(self.problem, limits)
+        if last is not None:
+            found = _solved(self.problem, limits, self.whole)[0]
+            if found is not None and _taken(self.problem, found) <= _taken(self.problem, last.widths):
+                return found
+        found, self.whole = _chosen(self.problem, limits)
         return found
 
     def _try(self, widths: Widths, wanted: float) -> float:

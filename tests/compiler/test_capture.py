@@ -132,6 +132,19 @@ def _a_copy_that_may_share(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([shared, own], -1)
 
 
+def _one_of_several_results(x: torch.Tensor) -> torch.Tensor:
+    values, _ = x.topk(3, dim=1)
+    first = values[:, 0]
+    values /= values.sum(1, keepdim=True)
+    return torch.cat([values, first[:, None]], 1)
+
+
+def _every_other_of_one(x: torch.Tensor) -> torch.Tensor:
+    y = x[:, :1] * 2
+    y[:, ::2] = 3
+    return y
+
+
 def _masked(x: torch.Tensor) -> torch.Tensor:
     y = x.clone()
     y[:, 1:][x[:, 1:] > 0] = 0.5
@@ -155,6 +168,8 @@ _WRITES = (
     _shapes_changed_in_place,
     _through_pieces,
     _a_copy_that_may_share,
+    _one_of_several_results,
+    _every_other_of_one,
     _masked,
     _into_the_input,
 )
@@ -195,7 +210,17 @@ class WritesAlongADiagonal(nn.Module):
         return y
 
 
-@pytest.mark.parametrize(("module", "shape", "why"), [(WritesOutside(), (2, 4), "parameter"), (WritesAlongADiagonal(), (2, 4, 4), "diagonal")])
+class WritesOtherBits(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        y.view(torch.int32).bitwise_and_(0x7FFFFFFF)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "why"),
+    [(WritesOtherBits(), (2, 4), "view.dtype"), (WritesOutside(), (2, 4), "parameter"), (WritesAlongADiagonal(), (2, 4, 4), "diagonal")],
+)
 def test_a_write_that_cannot_be_followed_is_refused_not_lost(module: nn.Module, shape: tuple[int, ...], why: str) -> None:
     with pytest.raises(CaptureError) as caught:
         Model.from_module(module, (torch.randn(shape),))

@@ -24,15 +24,26 @@ def embedding(op: Op) -> Shape:
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(op: Op) -> Shape:
     """Indexed dimensions are pinned and give way to the indices' own; the others pass."""
-    x = op.terms("self")
-    given = list(op.arg("indices"))
-    given += [None] * (len(x) - len(given))
+    return _picked(op, "looked up by number")
+
+
+@rule(aten.index_put.default)
+def index_put(op: Op) -> Shape:
+    """``values`` have the shape of what is picked: indexed dimensions are pinned, the others are those of the values."""
+    op.align(op.terms("values"), _picked(op, "written by number"))
+    return op.terms("self")
+
+
+def _picked(op: Op, why: str) -> Shape:
+    """The shape of what the argument ``indices`` picks from ``self``; a mask pins everything."""
+    x, given = op.terms("self"), list(op.arg("indices"))
     if any(isinstance(i, fx.Node) and i.meta["val"].dtype in {torch.bool, torch.uint8} for i in given):
         shape = op.unknown("an index by a mask")
         assert isinstance(shape, tuple)
         return shape
+    given += [None] * (len(x) - len(given))
     places = [d for d, i in enumerate(given) if i is not None]
-    op.pin([x[d] for d in places], "looked up by number")
+    op.pin([x[d] for d in places], why)
     new = op.broadcast([op.of(given[d]) for d in places])
     first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
     rest: list[Term] = [x[d] for d in range(len(x)) if d not in places]
@@ -54,50 +65,30 @@ def gather(op: Op) -> Shape:
     x, indices = op.terms("self"), op.terms("index")
     dim = op.int_arg("dim") % len(x)
     op.pin([x[dim]], "looked up by number")
-    x_sizes, index_sizes = op.sizes(op.arg("self")), op.sizes(op.arg("index"))
-    for d in range(len(x)):
-        if d == dim:
-            continue
-        if x_sizes[d] == index_sizes[d]:
-            op.unify(x[d], indices[d])
-        else:
-            op.pin((x[d], indices[d]), "looked up in part")
+    _beside(op, x, indices, dim, "looked up in part")
     return indices
-
-
-@rule(aten.index_put.default)
-def index_put(op: Op) -> Shape:
-    """(..., rest) with ``values`` at the indexed places: the indexed dimensions are pinned, the others are those of the values."""
-    x, values = op.terms("self"), op.terms("values")
-    given = op.arg("indices")
-    if any(isinstance(i, fx.Node) and i.meta["val"].dtype in {torch.bool, torch.uint8} for i in given):
-        shape = op.unknown("a write by a mask")
-        assert isinstance(shape, tuple)
-        return shape
-    places = [d for d, i in enumerate(given) if i is not None]
-    op.pin([x[d] for d in places], "written by number")
-    new = op.broadcast([op.of(given[d]) for d in places])
-    first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    rest: list[Term] = [x[d] for d in range(len(x)) if d not in places]
-    op.align(values, (*rest[:first], *new, *rest[first:]))
-    return x
 
 
 @rule(aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.scatter_reduce.two)
 def scatter(op: Op) -> Shape:
-    """Written along one dimension, which is pinned; along the others all tensors have the same units, or are pinned."""
+    """Written along one dimension, which is pinned; along the others all tensors have the same units."""
     x = op.terms("self")
     dim = op.int_arg("dim") % len(x)
     op.pin([x[dim]], "written by number")
-    for name in ("index", "src"):
-        node = op.arg(name) if name in {a.name for a in op.node.target._schema.arguments} else None  # type: ignore[union-attr]
-        if isinstance(node, fx.Node):
-            for d, (mine, other) in enumerate(zip(x, op.of(node), strict=True)):
-                if d == dim or size(mine) != size(other):
-                    op.pin((mine, other), "written in part")
-                else:
-                    op.unify(mine, other)
+    for other in op.node.all_input_nodes[1:]:
+        if isinstance(shape := op.state.values.get(other), tuple):
+            op.pin([shape[dim]], "written by number")
+            _beside(op, x, shape, dim, "written in part")
     return x
+
+
+def _beside(op: Op, x: Shape, other: Shape, dim: int, why: str) -> None:
+    """Both have the same units along all dimensions but ``dim``; where one is only a part of the other, both are pinned."""
+    for d, (mine, its) in enumerate(zip(x, other, strict=True)):
+        if d != dim and size(mine) == size(its):
+            op.unify(mine, its)
+        elif d != dim:
+            op.pin((mine, its), why)
 
 
 @rule(aten.histc.default)
