@@ -33,15 +33,23 @@ ATTENTION, EINSUM = aten.scaled_dot_product_attention.default, aten.einsum.defau
 
 @dataclass(frozen=True)
 class Step:
-    """A kernel works on multiples of ``width`` units. Any other number is rounded up, and takes ``extra`` times as much more: copies, or a slower kernel."""
+    """A kernel works on multiples of ``width`` units. Any other number is rounded up, and takes ``extra`` times as much more: copies, or a slower kernel.
+
+    ``narrow``: fewer than ``width`` units are left to a kernel of half the width, which takes so many times more for each.
+    """
 
     width: int = 1
     extra: float = 0.0
+    narrow: float | None = None
 
     def of(self, value: Values) -> Values:
         """``value`` as the kernel's time sees it."""
         up = np.ceil(value / self.width) * self.width
-        return np.asarray(np.where(up == value, value, up * (1 + self.extra)))
+        found = np.where(up == value, value, up * (1 + self.extra))
+        if self.narrow is None:
+            return np.asarray(found)
+        half = self.width / 2
+        return np.asarray(np.where(value < self.width, np.ceil(value / half) * half * (1 + self.narrow), found))
 
 
 Steps = tuple[Step, Step]

@@ -30,12 +30,13 @@ SMOOTH: Steps = (Step(), Step())
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 EXTRAS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 WORTH = 0.9
-"""Wider steps, and extras, are believed where they leave less than this share of the squared error."""
+"""Wider steps, and what is particular about them, are believed where they leave less than this share of the squared error."""
 EXACT = 1e-5
 """An error of this share of all squared times explains them."""
-WITH_EXTRAS = tuple(Step(width, extra) for width, extra in product(WIDTHS, EXTRAS) if width > 1)
+NARROW = (None, 0.0, 0.15, 0.3, 0.5)
+PARTICULAR = tuple(Step(width, extra, narrow) for width, narrow, extra in product(WIDTHS[1:], NARROW, EXTRAS))
 ROUNDS = 2
-"""Of looking for extras of outputs and of inputs in turn."""
+"""Of looking for what is particular about outputs and about inputs in turn."""
 ONE = Volume.one()
 
 
@@ -189,7 +190,7 @@ def _times(layers: Sequence[Layer], measured: Sequence[Measured]) -> tuple[Value
 
 
 def _steps(layers: Sequence[Layer], times: Values, widths: Widths) -> dict[str, Steps]:
-    """The steps of each kind of kernel that explain ``times`` best; wider ones, and extras, only where they are clearly better."""
+    """The steps of each kind of kernel that explain ``times`` best; wider ones, and particular ones, only where they are clearly better."""
     steps: dict[str, Steps] = {}
     for name in sorted({name for layer in layers for name, _ in layer.work}):
         mine = [number for number, layer in enumerate(layers) if any(k == name for k, _ in layer.work)]
@@ -199,8 +200,8 @@ def _steps(layers: Sequence[Layer], times: Values, widths: Widths) -> dict[str, 
         exact = EXACT * float(np.square(seen).sum())
         found = _better(error, exact, ((Step(a), Step(b)) for a, b in sorted(product(WIDTHS, WIDTHS), key=sum)), (SMOOTH, error(SMOOTH)))
         for _ in range(ROUNDS):
-            found = _better(error, exact, [(one, found[0][1]) for one in WITH_EXTRAS], found)
-            found = _better(error, exact, [(found[0][0], one) for one in WITH_EXTRAS], found)
+            found = _better(error, exact, [(one, found[0][1]) for one in PARTICULAR], found)
+            found = _better(error, exact, [(found[0][0], one) for one in PARTICULAR], found)
         steps[name] = found[0]
     return steps
 

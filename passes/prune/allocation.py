@@ -37,7 +37,9 @@ WHOLE_STEPS = (8, 16, 32)
 """About half of the widths of files are multiples of one of these, in which kernels often work: by chance few would be."""
 ROUNDS = 3
 CLOSE = 0.03
-"""A measured latency this near to its limit, as a share of it, is taken."""
+"""A latency is met where it was measured to be this near to what is wanted, as a share of it. What is above is taken only if no round came below."""
+LOWER = 1 - CLOSE / 3
+"""Of what is wanted: what a round aims at where the one before came out above."""
 
 Widths = dict[str, int]
 """Group name -> units that it keeps."""
@@ -274,6 +276,11 @@ class _Tried:
         """How far from what was wanted, as a share of it; positive where it is too slow."""
         return self.share / self.wanted - 1
 
+    @property
+    def met(self) -> bool:
+        """Whether there is nothing left to mend."""
+        return -CLOSE <= self.off <= 0
+
 
 @dataclass
 class _Loop:
@@ -296,16 +303,17 @@ class _Loop:
             return Allocation(self.problem.present)
         for widths in self._files():
             self._measure(widths)
-        while len(self.tried) < ROUNDS and not any(abs(one.off) <= CLOSE for one in self.tried):
-            widths = self._choice(wanted)
+        while len(self.tried) < ROUNDS and not any(one.met for one in self.tried):
+            above = bool(self.tried) and self.tried[-1].off > 0
+            widths = self._choice(LOWER * wanted if above else wanted)
             if any(one.widths == widths for one in self.tried):
                 break
             wanted = self._try(widths, wanted)
-        best = min(self.tried, key=lambda one: (abs(one.off) > CLOSE, one.off > CLOSE, abs(one.off)))
+        best = min(self.tried, key=lambda one: (abs(one.off) > CLOSE, one.off > 0, abs(one.off)))
         return Allocation(best.widths, (self._said(best),))
 
     def _choice(self, wanted: float) -> Widths:
-        """The widths of least loss that are predicted to take the share ``wanted``."""
+        """The widths of least loss that are predicted to take no more than the share ``wanted``."""
         model = fit(self.problem.counts, self.measured)
         last = self.tried[-1] if self.tried else None
         scale = 1.0 if last is None else last.share / self._share(model, last.widths)
@@ -325,7 +333,7 @@ class _Loop:
         if self.goal.latency_ms is not None:
             wanted = self.goal.latency_ms / found.base_ms.value
         self.tried.append(_Tried(widths, found.share.value, wanted))
-        if abs(self.tried[-1].off) > CLOSE and number < ROUNDS:
+        if not self.tried[-1].met and number < ROUNDS:
             self._measure(widths, found.share.value)
         return wanted
 

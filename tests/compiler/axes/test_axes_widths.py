@@ -48,3 +48,8 @@ def test_kernels_work_in_whole_steps_and_take_more_for_what_is_none() -> None:
     assert volume.of(widths).tolist() == [96, 102, 120]
     assert volume.of(widths, (Step(8), Step(4))).tolist() == [2 * 16 * 4, 2 * 24 * 4, 2 * 24 * 4]
     assert volume.of(widths, (Step(16, 0.5), Step(3, 0.5))).tolist() == [2 * 16 * 3, 2 * 48 * 3, 2 * 48 * 3]
+
+
+def test_a_narrower_kernel_takes_fewer_units_than_one_step() -> None:
+    step = Step(32, narrow=0.25)
+    assert step.of(np.array([0.0, 1.0, 16.0, 17.0, 31.0, 32.0, 33.0])).tolist() == [0, 20, 20, 40, 40, 32, 64]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -13,13 +14,13 @@ from torch import fx
 
 from edgesmith import Model, PassContext, Pipeline
 from edgesmith.compiler import graph as graphs
-from edgesmith.compiler.axes import Axes, remove
+from edgesmith.compiler.axes import Axes, PruneGroup, remove
 from edgesmith.compiler.axes.axes import Axis
 from edgesmith.compiler.axes.widths import Counts, Step
 from edgesmith.compiler.bench import Bench, Cost, Paired
 from edgesmith.compiler.budget import Interval
 from edgesmith.compiler.errors import NumericsError, SpecError, UnsupportedError
-from edgesmith.compiler.profile.latency_model import Measured, fit
+from edgesmith.compiler.profile.latency_model import LatencyModel, Measured, fit
 from edgesmith.compiler.profile.operator_types import Category, OperatorProfile, OperatorTime
 from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_data, tiny_model
 from edgesmith.compiler.weighted import weighted
@@ -33,8 +34,11 @@ def padded(count: int, tile: int) -> int:
     return -(-count // tile) * tile
 
 
-def kernel_ms(node: fx.Node, misfit: float = 0.0) -> float:
-    """A constant, and a price for each multiply-accumulate: outputs in steps of 8, inputs of 4, and ``misfit`` times more where inputs are no whole steps."""
+def kernel_ms(node: fx.Node, misfit: float = 0.0, narrow: float | None = None) -> float:
+    """A constant, and a price for each multiply-accumulate: outputs in steps of 8, inputs of 4, and ``misfit`` times more where inputs are no whole steps.
+
+    ``narrow``: outputs are in steps of 32, and fewer take a kernel of 16, so many times slower.
+    """
     kind = weighted(node)
     if not isinstance(node.meta["val"], torch.Tensor):
         return 0.0
@@ -44,8 +48,10 @@ def kernel_ms(node: fx.Node, misfit: float = 0.0) -> float:
     assert weight is not None
     shape = weight.meta["val"].shape
     positions = node.meta["val"][:1].numel() // shape[kind.axis] * (shape.numel() // shape[0] // shape[1])
-    more = misfit if shape[1 - kind.axis] % 4 else 0.0
-    return 0.002 + 1e-5 * positions * padded(shape[kind.axis], 8) * padded(shape[1 - kind.axis], 4) * (1 + more)
+    more, outputs = misfit if shape[1 - kind.axis] % 4 else 0.0, float(padded(shape[kind.axis], 8))
+    if narrow is not None:
+        outputs = padded(shape[kind.axis], 32) if shape[kind.axis] >= 32 else padded(shape[kind.axis], 16) * (1 + narrow)
+    return 0.002 + 1e-5 * positions * outputs * padded(shape[1 - kind.axis], 4) * (1 + more)
 
 
 @dataclass
@@ -58,12 +64,13 @@ class KnownBench(Bench):
     whole: float = 1.0
     moods: tuple[float, ...] = (1.0,)
     misfit: float = 0.0
+    narrow: float | None = None
     fused: bool = False
     paired_with: list[float] = field(default_factory=list)
     timed: int = 0
 
     def ms(self, model: Model) -> float:
-        return sum(kernel_ms(node, self.misfit) for node in graphs.operators(model.graph)) ** self.whole
+        return sum(kernel_ms(node, self.misfit, self.narrow) for node in graphs.operators(model.graph)) ** self.whole
 
     def cost(self, model: Model) -> Cost:
         return Cost(model.params, self.ms(model), self.ms(model))
@@ -76,7 +83,7 @@ class KnownBench(Bench):
     def operators(self, model: Model) -> OperatorProfile:
         mood = self.moods[self.timed % len(self.moods)]
         self.timed += 1
-        times = [(node, kernel_ms(node, self.misfit) * mood) for node in graphs.operators(model.graph)]
+        times = [(node, kernel_ms(node, self.misfit, self.narrow) * mood) for node in graphs.operators(model.graph)]
         total = sum(ms for _, ms in times)
         rows = tuple(OperatorTime(n.name, str(n.target), (self.told(n),), "", ms, ms / total, Category.FAST) for n, ms in times)
         return OperatorProfile("instrumented", total, total, 10, 1, "1", rows)
@@ -91,6 +98,25 @@ def context(bench: Bench | None = None) -> PassContext:
     return PassContext(data=tiny_data(64).for_passes(), benches={} if bench is None else {"known": bench})
 
 
+def narrowed(axes: Axes, widths: dict[str, int]) -> Model:
+    return remove(axes.model, {name: range(width, axes.group(name).size) for name, width in widths.items()}, axes=axes)
+
+
+def random_widths(groups: Sequence[PruneGroup], rng: np.random.Generator) -> dict[str, int]:
+    return {g.name: int(rng.integers(max(1, g.size // 4), g.size + 1)) for g in groups}
+
+
+def fitted(bench: KnownBench, axes: Axes, groups: Sequence[PruneGroup], rng: np.random.Generator) -> LatencyModel:
+    """To the model as it is and twelve files of random widths."""
+    files = [{g.name: g.size for g in groups}, *(random_widths(groups, rng) for _ in range(12))]
+    models = [narrowed(axes, widths) for widths in files]
+    measured = [
+        Measured({axes.group(n).axis: w for n, w in widths.items()}, bench.operators(one), bench.ms(one) / bench.ms(axes.model))
+        for widths, one in zip(files, models, strict=True)
+    ]
+    return fit(Counts(axes, {g.axis for g in groups}), measured)
+
+
 @pytest.mark.parametrize(
     ("kind", "kernel", "fused"), [(TinyTransformer, "linear", False), (TinyConvNet, "convolution", False), (TinyConvNet, "convolution", True)]
 )
@@ -100,24 +126,20 @@ def test_the_latency_model_finds_the_steps_and_predicts_widths_it_has_not_seen(k
     axes, bench = Axes.of(model), KnownBench(moods=(1.0, 1.3, 0.9, 1.1), misfit=misfit, fused=fused)
     groups = [g for g in axes.groups if g.kind in {"hidden", "channels", "heads", "residual"}]
     rng = np.random.default_rng(0)
-
-    def narrowed(widths: dict[str, int]) -> Model:
-        return remove(model, {name: range(width, axes.group(name).size) for name, width in widths.items()}, axes=axes)
-
-    def chosen() -> dict[str, int]:
-        return {g.name: int(rng.integers(max(1, g.size // 4), g.size + 1)) for g in groups}
-
-    present = {g.name: g.size for g in groups}
-    files = [present, *(chosen() for _ in range(12))]
-    measured = [
-        Measured({axes.group(n).axis: w for n, w in widths.items()}, bench.operators(narrowed(widths)), bench.ms(narrowed(widths)) / bench.ms(model))
-        for widths in files
-    ]
-    found = fit(Counts(axes, {g.axis for g in groups}), measured)
+    found = fitted(bench, axes, groups, rng)
     assert found.steps[kernel] == (Step(8), Step(4, misfit))
     for _ in range(5):
-        widths = chosen()
-        assert found.ms({axes.group(n).axis: w for n, w in widths.items()}) == pytest.approx(bench.ms(narrowed(widths)), rel=0.03)
+        widths = random_widths(groups, rng)
+        assert found.ms({axes.group(n).axis: w for n, w in widths.items()}) == pytest.approx(bench.ms(narrowed(axes, widths)), rel=0.03)
+
+
+def test_the_latency_model_finds_kernels_for_narrow_layers() -> None:
+    """Wide layers in steps of 32, and below 32 a kernel of 16 that is slower."""
+    model, bench = tiny_model(Wide), KnownBench(narrow=0.3)
+    axes, rng = Axes.of(model), np.random.default_rng(0)
+    groups = [g for g in axes.groups if g.kind in {"hidden", "residual"}]
+    found = fitted(bench, axes, groups, rng)
+    assert found.steps["linear"][0] == Step(32, narrow=0.3)
 
 
 class Wide(TinyTransformer):
