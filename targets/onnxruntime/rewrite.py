@@ -1,4 +1,4 @@
-"""Forms of an exported program that the ONNX exporter refuses, brought into forms that it takes."""
+"""Forms of an exported program that the ONNX exporter refuses, or ONNX Runtime gets wrong, brought into forms that they take."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import fx
 
 aten = torch.ops.aten
 
+_PADDINGS = (aten.pad.default, aten.constant_pad_nd.default)
+_LARGEST = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
+
 
 def prepare(program: torch.export.ExportedProgram) -> None:
     """Rewrite ``program`` in place; results and names of the existing nodes stay."""
@@ -19,9 +22,19 @@ def prepare(program: torch.export.ExportedProgram) -> None:
             node.target = aten.reshape.default
         elif node.target is aten.scaled_dot_product_attention.default:
             _four_dimensional(program.graph, node)
+        elif node.target in _LARGEST and isinstance(node.args[0], fx.Node) and node.args[0].target in _PADDINGS:
+            _kept_apart(program.graph, node.args[0], node)
     for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         _contiguous(program.graph, node)
     program.graph_module.recompile()
+
+
+def _kept_apart(graph: fx.Graph, padding: fx.Node, pool: fx.Node) -> None:
+    """Put an operator that changes nothing between the two: ONNX Runtime lets the pool do the padding, which does it with less than all numbers."""
+    with graph.inserting_before(pool):
+        same = graph.call_function(aten.clamp_min.default, (padding, torch.finfo(padding.meta["val"].dtype).min))
+    same.meta.update(padding.meta)
+    pool.replace_input_with(padding, same)
 
 
 def _contiguous(graph: fx.Graph, attention: fx.Node) -> None:

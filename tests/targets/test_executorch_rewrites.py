@@ -37,6 +37,8 @@ CASES: dict[str, tuple[Callable[..., torch.Tensor], tuple[int, ...], list[str]]]
     "mean_of_tokens": (lambda s, x: x.mean(1), (4, WIDTH), ["mean"]),
     "select": (lambda s, x: x[:, -1], (4, WIDTH), ["slice", "reshape"]),
     "unbind": (lambda s, x: x.unbind(1)[2], (4, WIDTH), ["slice", "reshape"]),
+    "gelu": (lambda s, x: F.gelu(x), (4, WIDTH), ["gelu"]),
+    "gelu_tanh": (lambda s, x: F.gelu(x, approximate="tanh"), (4, WIDTH), ["mul", "mul", "add", "mul", "sigmoid", "mul"]),
     "layer_norm": (
         lambda s, x: F.layer_norm(x, (WIDTH,), s.gain, s.shift, 1e-3),
         (4, WIDTH),

@@ -146,6 +146,14 @@ def test_forms_that_the_exporter_refuses_are_rewritten(name, tmp_path):
     assert max(differences(model, OnnxRuntime().lower(model, tmp_path).path, inputs)) < AGREEMENT
 
 
+def test_zeros_around_negative_numbers_stay_the_largest(tmp_path):
+    """ONNX Runtime would let the pool pad, with what is less than all numbers."""
+    inputs = (torch.rand(2, 3, 8, 8),)
+    model = Model.from_module(Function(lambda x: nn.functional.max_pool2d(nn.functional.pad(-1 - x.abs(), (1, 1, 1, 1)), 3, 2)), inputs)
+    assert model(*inputs).max() == 0
+    assert max(differences(model, OnnxRuntime().lower(model, tmp_path).path, inputs)) < AGREEMENT
+
+
 class Awkward(nn.Module):
     """An input that shares its name with an operator, an input nobody reads, and an output given twice."""
 
