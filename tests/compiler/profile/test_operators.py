@@ -99,6 +99,7 @@ def test_operators_are_set_against_the_whole_runs_beside_them(tmp_path: Path) ->
     assert [operator.ms / found.whole_ms for operator in found.operators] == pytest.approx([0.6, 0.3], rel=0.35)
 
 
+@pytest.mark.alone
 def test_times_of_a_coarse_clock_are_averaged(tmp_path: Path) -> None:
     """Half of the runs read nothing, half a microsecond: a median would be one of the two."""
     path = script(tmp_path, row("a", "Conv", [0, 1_000], "a"), row("b", "Conv", [500], "b"))
