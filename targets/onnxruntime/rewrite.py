@@ -22,8 +22,8 @@ def prepare(program: torch.export.ExportedProgram) -> None:
             node.target = aten.reshape.default
         elif node.target is aten.scaled_dot_product_attention.default:
             _four_dimensional(program.graph, node)
-        elif node.target in _LARGEST and isinstance(node.args[0], fx.Node) and node.args[0].target in _PADDINGS:
-            _kept_apart(program.graph, node.args[0], node)
+        elif node.target in _LARGEST and (padding := node.all_input_nodes[0]).target in _PADDINGS and padding.meta["val"].is_floating_point():
+            _kept_apart(program.graph, padding, node)
     for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         _contiguous(program.graph, node)
     program.graph_module.recompile()
