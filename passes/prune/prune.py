@@ -32,8 +32,8 @@ from edgesmith.passes.prune.losses import Probe, branch_losses, joint_loss, loss
 from edgesmith.passes.prune.reconstruct import Refit, reconstructed
 
 RATIO = 0.3
-PROBE_SAMPLES = 128
-"""At most so many samples show what the removal of one group's units loses; twice as many what is lost by all together."""
+PROBE_SHARE, PROBE_LEAST = 1 / 8, 128
+"""Of the samples this share, and at least so many, show what the removal of one group's units loses; twice as many what is lost by all together."""
 IN_MULTIPLES = frozenset({"channels", "hidden", "residual"})
 
 
@@ -54,7 +54,7 @@ class Prune(Pass):
     ``importance`` says which units stay: ``taylor``, ``obs`` or ``activation`` (need data, no labels), ``l2`` or ``l1``, or one of the torch-pruning
     library's (``torch_pruning:GroupTaylorImportance``). Every removal is proved: the pruned model equals the unpruned one with the same units dead. Then,
     with ``reconstruct``, which needs data, the layers that read something else now are fitted by least squares to what they gave, and batch norms take
-    new statistics. ``samples`` is how many training samples the importance and the fit look at.
+    new statistics. ``samples`` is how many training samples the importance and the fit look at; an eighth of them, at least 128, show what widths lose.
     """
 
     name: ClassVar[str] = "prune"
@@ -161,7 +161,8 @@ class Prune(Pass):
         """The widths that meet the goal at the least loss."""
         assert self.goal is not None
         axes = cutter.axes
-        batches = list(self._batches(axes.model, ctx, min(self.samples, PROBE_SAMPLES))())
+        probed = max(PROBE_LEAST, int(PROBE_SHARE * self.samples))
+        batches = list(self._batches(axes.model, ctx, min(self.samples, probed))())
         probe = Probe(axes, lambda: batches, lambda name, width: cutter.removals({name: width}), self.reconstruct, ctx.progress)
         curves = losses(probe, {group.name: group.size - self._least for group in groups if group.size > self._least})
         variables = {name: Variable(axes.group(name).axis, axes.group(name).size, curve, axes.group(name).kind) for name, curve in curves.items()}
@@ -170,7 +171,7 @@ class Prune(Pass):
             gate = Axis(1)
             variables[name] = Variable(gate, 1, curve, BLOCKS)
             gates |= {node: (*gates.get(node, ()), gate) for node in inside(axes.model, cutter.branches[name])}
-        together = joint_loss(replace(probe, batches=self._batches(axes.model, ctx, min(self.samples, 2 * PROBE_SAMPLES))))
+        together = joint_loss(replace(probe, batches=self._batches(axes.model, ctx, min(self.samples, 2 * probed))))
 
         def loss(widths: Widths) -> float:
             return together(cutter.model(widths), cutter.removals(widths))
