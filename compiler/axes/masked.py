@@ -71,7 +71,7 @@ _MOVES = _packets(
     "view reshape _unsafe_view view_as reshape_as unflatten flatten ravel squeeze unsqueeze atleast_1d atleast_2d",
     "permute transpose t numpy_T mT swapaxes swapdims movedim moveaxis expand expand_as broadcast_to broadcast_tensors repeat tile repeat_interleave",
     "cat concat concatenate stack split split_with_sizes chunk tensor_split unbind select slice narrow roll flip",
-    "index _unsafe_index index_select gather embedding pixel_shuffle pixel_unshuffle channel_shuffle constant_pad_nd pad",
+    "index _unsafe_index gather embedding pixel_shuffle pixel_unshuffle channel_shuffle constant_pad_nd pad",
 )
 _JOINS = {aten.cat.default, aten.concat.default, aten.concatenate.default}
 _SHAPED_LIKE = {aten.expand_as.default, aten.view_as.default, aten.reshape_as.default}
@@ -222,6 +222,23 @@ def _padded(target: Any, numbers: torch.Tensor, pad: Any, *rest: Any, **kwargs: 
     return torch.where(inside, torch.constant_pad_nd(numbers, pad) > 0.5, numbers.amax(padded, keepdim=True) > 0.5 if padded else inside)
 
 
+def _selected(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    """Alive where both what is looked up and the number that it is looked up by are."""
+    value = target(*call[0], **call[1])
+    alive = target(_numbers(call[0][0], masks[0][0]), *call[0][1:]) > 0.5
+    numbers = masks[0][2].alive
+    if numbers is not None:
+        alive = alive & numbers.reshape(-1, *[1] * (value.dim() - call[0][1] % value.dim() - 1))
+    return zeroed(value, alive), alive
+
+
+def _grid(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
+    """Alive where all the vectors are."""
+    value = target(*call[0], **call[1])
+    alive = torch.stack(target(_numbers(call[0][0], masks[0][0]), **call[1])).amin(0) > 0.5
+    return [zeroed(v, alive) for v in value], [alive] * len(value)
+
+
 def _placed(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
     """Written at places along one dimension: along the others, what is dead in any tensor is dead."""
     value = target(*call[0], **call[1])
@@ -334,6 +351,8 @@ _HANDLERS: tuple[tuple[Any, Handler], ...] = (
     (_ELEMENTWISE, _elementwise),
     (_OF_FIRST, _of_first),
     (_packets("new_zeros new_ones new_full new_empty"), _new),
+    ({aten.index_select}, _selected),
+    ({aten.meshgrid}, _grid),
     (_MOVES, _move),
     ({aten.scatter, aten.scatter_add, aten.scatter_reduce}, _placed),
     ({aten.index_put}, _put),

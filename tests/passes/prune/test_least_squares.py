@@ -171,6 +171,57 @@ def test_planted_redundancy_goes_without_loss(kind: str) -> None:
     assert off(f"prune{{ratio=0.5,{options}importance=l2}}") > 1e-2
 
 
+class Whole(nn.Module):
+    """A transformer of one block, every width ``times`` as large."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.heads = 2 * times
+        stream, hidden, heads = 8 * times, 12 * times, 4 * self.heads
+        self.stem, self.head = nn.Linear(6, stream), nn.Linear(stream, 5)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(stream) for _ in range(3))
+        self.qkv, self.out = nn.Linear(stream, 3 * heads), nn.Linear(heads, stream)
+        self.fc1, self.fc2 = nn.Linear(stream, hidden), nn.Linear(hidden, stream)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        q, k, v = self.qkv(self.norm1(x)).view(-1, 5, 3, self.heads, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(self.norm3(x + self.fc2(F.gelu(self.fc1(self.norm2(x))))))
+
+
+def test_half_of_every_width_goes_where_all_of_a_transformer_is_there_twice() -> None:
+    """Stream, heads and hidden units; a norm over units of which each is there twice is the norm over one of each."""
+    torch.manual_seed(0)
+    narrow, wide = Whole(1).eval(), Whole(2).eval()
+    stream, hidden, heads = torch.arange(16) % 8, torch.arange(24) % 12, torch.arange(8).view(2, 4).repeat(2, 1).flatten()
+    in_three = torch.arange(24).view(3, 2, 4).repeat(1, 2, 1).flatten()
+    rows = {"qkv": in_three, "fc1": hidden, "head": torch.arange(5)}
+    columns = {"qkv": stream, "fc1": stream, "head": stream, "out": heads, "fc2": hidden}
+    state = wide.state_dict()
+    for name, value in narrow.state_dict().items():
+        layer = name.partition(".")[0]
+        if "norm" in layer:
+            value += 0.3 * torch.randn(value.shape)
+        twice = value[rows.get(layer, stream)]
+        if layer in columns and value.dim() == 2:
+            share = torch.rand(value.shape[1] // 4).repeat_interleave(4)
+            twice = twice[:, columns[layer]] * torch.cat([share, 1 - share])
+        state[name].copy_(twice)
+    inputs = torch.randn(64, 5, 6)
+    torch.testing.assert_close(wide(inputs), narrow(inputs), rtol=1e-4, atol=1e-5)
+    model = Model.from_module(wide, (inputs[:2],))
+
+    def off(importance: str) -> float:
+        pruned = Pipeline.parse(f"prune{{ratio=0.5,kinds=[hidden,heads,residual],importance={importance}}}").run(model, context(5, 6))
+        assert pruned.params == sum(p.numel() for p in narrow.parameters())
+        with torch.no_grad():
+            return float((pruned(inputs) - model(inputs)).abs().max() / model(inputs).abs().max())
+
+    assert off("obs,reconstruct=true") < 1e-4
+    assert off("l2") > 1e-2
+
+
 @pytest.mark.parametrize(("make", "shape"), [(TinyTransformer, (1, 8, 8)), (TinyConvNet, (1, 8, 8)), (Heads, (5, 12))], ids=["vit", "cnn", "heads"])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_fit_never_makes_an_operator_worse_on_samples_held_out(make: Callable[[], nn.Module], shape: tuple[int, ...], seed: int) -> None:
