@@ -240,12 +240,16 @@ EXPERTS: dict[str, tuple[str, dict[str, Any], Maker, int]] = {
 """Mixtures of experts, whose sorting by expert not every runtime knows."""
 
 
-def built(name: str) -> Model:
+def module_of(name: str) -> nn.Module:
     """The architecture ``name``, small, with random weights."""
-    config, options, maker, size = (ALWAYS | SLOW | EXPERTS)[name]
+    config, options, maker, _ = (ALWAYS | SLOW | EXPERTS)[name]
     torch.manual_seed(0)
-    module = getattr(transformers, name)(getattr(transformers, config)(**options))
-    return Model.from_module(randomise_weights(Wrapped(module, _NAMES[maker])), maker(size))
+    return randomise_weights(Wrapped(getattr(transformers, name)(getattr(transformers, config)(**options)), _NAMES[maker]))
+
+
+def built(name: str) -> Model:
+    """The same, captured."""
+    return Model.from_module(module_of(name), samples(name, 2))
 
 
 def samples(name: str, count: int) -> tuple[torch.Tensor, ...]:
