@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -28,8 +28,10 @@ PREFIX = "torch_pruning:"
 EXTRA = "torch-pruning"
 BY_WEIGHTS = ("BNScaleImportance", "FPGMImportance", "GroupMagnitudeImportance", "LAMPImportance", "MagnitudeImportance", "RandomImportance")
 BY_GRADIENTS = ("GroupTaylorImportance", "TaylorImportance")
-NAMES = tuple(PREFIX + name for name in sorted((*BY_WEIGHTS, *BY_GRADIENTS)))
-"""Those that look at weights and gradients alone; the others watch the library's own training loop."""
+BY_SQUARES = ("GroupHessianImportance", "HessianImportance")
+"""They read the mean square of the gradients of single samples where the others read the gradient."""
+NAMES = tuple(PREFIX + name for name in sorted((*BY_WEIGHTS, *BY_GRADIENTS, *BY_SQUARES)))
+"""Those that look at weights and gradients alone; the others (activations, EigenDamage) watch the library's own run of a module."""
 
 aten = torch.ops.aten
 KINDS: Mapping[object, tuple[type[nn.Module], str]] = MappingProxyType(
@@ -56,7 +58,7 @@ def scorer(name: str) -> Callable[[Axes, Sequence[PruneGroup], PassContext, int]
             raise MissingExtraError("torch_pruning", EXTRA) from error
         plain = name.removeprefix(PREFIX)
         graph = axes.model.edit(tensors=True)
-        gradients = _gradients(axes, graph, ctx, samples) if plain in BY_GRADIENTS else {}
+        gradients = _gradients(axes, graph, ctx, samples, plain in BY_SQUARES) if plain in (*BY_GRADIENTS, *BY_SQUARES) else {}
         layers = _Layers(graph, gradients, library)
         importance = getattr(library.importance, plain)()
         scores: Scores = {}
@@ -174,13 +176,16 @@ class _Layers:
         return made
 
 
-def _gradients(axes: Axes, graph: fx.GraphModule, ctx: PassContext, samples: int) -> Gradients:
-    """Of the cross entropy to the model's own most likely outputs, by the parameter's id; no label is looked at.
+def _gradients(axes: Axes, graph: fx.GraphModule, ctx: PassContext, samples: int, squared: bool) -> Gradients:
+    """Of the cross entropy to the model's own most likely outputs, by the parameter's id, or those of single samples, squared; no label is looked at.
 
     Raises:
-        UnsupportedError: there is no data, or no output that has a most likely value.
+        UnsupportedError: there is no data, or no output that has a most likely value, or samples cannot be taken one by one.
     """
     model = axes.model
+    if squared and not model.dynamic_batch and model.inputs[0].shape[:1] != (1,):
+        why = "they are those of single samples, and the model was captured for batches of one size"
+        raise UnsupportedError("squares of gradients cannot be taken", why=why, hint="importance=torch_pruning:GroupTaylorImportance needs whole batches only")
     split = ctx.need_data("a torch-pruning importance that looks at gradients").train
     positions = learnable(model)
     if not positions:
@@ -188,11 +193,18 @@ def _gradients(axes: Axes, graph: fx.GraphModule, ctx: PassContext, samples: int
     graphs.set_training(graph, False)
     parameters = list(graph.parameters())
     total = [torch.zeros_like(p) for p in parameters]
-    for batch in calibration_batches(model, split, samples, ctx.seed):
+    batches = calibration_batches(model, split, samples, ctx.seed)
+    for batch in _singly(batches) if squared else batches:
         outputs = flat(graph(*batch))
         logits = [rows(outputs[position]) for position in positions]
         loss = sum((nn.functional.cross_entropy(one, one.detach().argmax(1)) for one in logits), start=torch.zeros(()))
         for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             if gradient is not None:
-                sum_ += gradient
+                sum_ += gradient.square() / samples if squared else gradient
     return {id(p): gradient for p, gradient in zip(parameters, total, strict=True)}
+
+
+def _singly(batches: Iterable[Sequence[torch.Tensor]]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Their samples one by one."""
+    for batch in batches:
+        yield from zip(*(x.split(1) for x in batch), strict=True)

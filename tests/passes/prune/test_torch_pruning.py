@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from edgesmith.compiler.axes import Axes, PruneGroup
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, randomise_norms, tiny_data, tiny_model
 from edgesmith.passes.prune.importance import IMPORTANCES
+from edgesmith.passes.prune.torch_pruning import NAMES
 
 tp = pytest.importorskip("torch_pruning")
 
@@ -146,23 +149,44 @@ def test_groups_of_architectures_have_the_same_members(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [TinyTransformer, TinyConvNet])
-@pytest.mark.parametrize("name", ["GroupTaylorImportance", "GroupMagnitudeImportance", "LAMPImportance"])
+@pytest.mark.parametrize("name", NAMES)
 def test_importances_plug_in_by_name(name: str, kind: type[nn.Module]) -> None:
     model, ctx = tiny_model(kind), PassContext(data=tiny_data(64).for_passes())
-    after = Pipeline.parse(f"prune{{ratio=0.4,importance=torch_pruning:{name}}}").run(model, ctx)
-    assert after.params < 0.8 * model.params
+    scaled = name.endswith("BNScaleImportance")
+    passes = Pipeline.parse(f"prune{{ratio=0.4,importance={name},samples=48{',exclude=squeeze' if scaled and kind is TinyConvNet else ''}}}")
+    if scaled and kind is TinyTransformer:
+        with pytest.raises(UnsupportedError, match="cannot score"):
+            passes.run(model, ctx)
+        return
+    assert passes.run(model, ctx).params < 0.8 * model.params
 
 
-def test_the_group_magnitude_is_what_the_library_says_of_its_own_group() -> None:
+@pytest.mark.parametrize("name", ["GroupMagnitudeImportance", "GroupTaylorImportance", "GroupHessianImportance"])
+def test_scores_are_what_the_library_says_of_its_own_group(name: str) -> None:
     torch.manual_seed(0)
     module = randomise_norms(Residual()).eval()
-    x = torch.randn(2, 1, 8, 8)
-    axes = Axes.of(Model.from_module(module, (x,)))
-    graph = tp.DependencyGraph().build_dependency(module, example_inputs=x)
+    x = tiny_data(8).train.inputs[0]
+    axes = Axes.of(Model.from_module(module, (torch.from_numpy(x),)))
     group = axes.group("a")
-    scores = IMPORTANCES["torch_pruning:GroupMagnitudeImportance"](axes, [group], PassContext(), 1)["a"]
-    own = tp.importance.GroupMagnitudeImportance()(graph.get_pruning_group(module.a, tp.prune_conv_out_channels, idxs=list(range(8))))
-    np.testing.assert_allclose(scores.numpy(), own.double().numpy(), rtol=1e-6)
+    scores = IMPORTANCES[f"torch_pruning:{name}"](axes, [group], PassContext(data=tiny_data(8).for_passes()), 8)["a"]
+    samples = torch.from_numpy(x)
+    losses = F.cross_entropy(module(samples), module(samples).argmax(1), reduction="none")
+    parameters = list(module.parameters())
+    singly = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    for parameter, gradients in zip(parameters, zip(*singly, strict=True), strict=True):
+        stacked = torch.stack(gradients)
+        parameter.grad = stacked.square().mean(0) if "Hessian" in name else stacked.mean(0)
+    graph = tp.DependencyGraph().build_dependency(module, example_inputs=samples)
+    own = getattr(tp.importance, name)()(graph.get_pruning_group(module.a, tp.prune_conv_out_channels, idxs=list(range(8))))
+    np.testing.assert_allclose(scores.numpy(), own.detach().double().numpy(), rtol=1e-4)
+
+
+def test_squares_of_gradients_need_single_samples(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.export.save(torch.export.export(TinyConvNet().eval(), (torch.randn(4, 1, 8, 8),)), tmp_path / "four.pt2")
+    passes = Pipeline.parse("prune{importance=torch_pruning:HessianImportance}")
+    with pytest.raises(UnsupportedError, match="cannot be taken"):
+        passes.run(Model.load(tmp_path / "four.pt2"), PassContext(data=tiny_data(64).for_passes()))
 
 
 def test_what_it_does_not_know_is_refused() -> None:
