@@ -9,7 +9,7 @@ from edgesmith.compiler.diagnostics import Diagnostic, Severity
 from edgesmith.compiler.errors import UnsupportedError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.passbase import PassContext
-from edgesmith.passes.prune.branches import Branch, residual_branches, with_influence, without
+from edgesmith.passes.prune.branches import Branch, prove_without, residual_branches, with_influence, without
 from edgesmith.passes.prune.candidates import independent
 from edgesmith.passes.prune.cutter import Cutter
 from edgesmith.passes.prune.importance import IMPORTANCES
@@ -96,6 +96,7 @@ def _cut(teacher: Model, cut: Cut, branches: tuple[Branch, ...], ctx: PassContex
         if gone < 1:
             return None
         shallow = without(teacher, branches[:gone])
+        prove_without(teacher, shallow, branches[:gone])
     return _narrowed(shallow, cut.width, ctx) if cut.width < _WHOLE else shallow
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from edgesmith.compiler import graph as graphs
 from edgesmith.compiler.axes import Axes, prove, remove
+from edgesmith.compiler.axes.proof import compare
 from edgesmith.compiler.errors import NumericsError, UserError
 from edgesmith.compiler.model import Model
 from edgesmith.compiler.testing import TinyConvNet, TinyTransformer, tiny_model
@@ -270,6 +271,37 @@ def test_a_choice_between_equals_and_noise_are_the_same_on_both_sides(chooses: C
     removals = {hidden.name: range(0, 64, 3)}
     pruned = remove(model, removals, axes=axes)
     assert prove(model, pruned, removals, axes=axes, tolerance=1e-12) <= 1e-12
+
+
+class Cancels(nn.Module):
+    """Adds up large numbers, of which little is left: float32 tells the order in which it was done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 256), nn.Linear(256, 16)
+        with torch.no_grad():
+            self.first.weight[128:], self.first.bias[128:] = self.first.weight[:128], self.first.bias[:128]
+            self.second.weight[:, :128] += 1e3 * torch.randn(16, 128)
+            self.second.weight[:, 128:] -= self.second.weight[:, :128]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.second(self.first(x).tanh())
+        return out
+
+
+def test_where_float32_rounds_too_much_float64_decides() -> None:
+    torch.manual_seed(0)
+    model = Model.from_module(Cancels(), (torch.randn(2, 8),))
+    axes = Axes.of(model)
+    (hidden,) = axes.groups
+    removals = {hidden.name: [1, 2, 3, 129, 130, 131]}
+    pruned = remove(model, removals, axes=axes)
+    assert compare(model, pruned, removals, axes, model.example_inputs()) > 1e-5
+    assert prove(model, pruned, removals, axes=axes) <= 1e-9
+    wrong = pruned.edit(tensors=True)
+    graphs.tensor(wrong, "second.weight").data[0, 0] += 1.0
+    with pytest.raises(NumericsError):
+        prove(model, pruned.with_graph(wrong), removals, axes=axes)
 
 
 def test_a_pruned_model_can_be_analysed_and_pruned_again() -> None:
