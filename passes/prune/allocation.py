@@ -152,12 +152,16 @@ def allocate(problem: Problem, goal: Goal, bench: Bench | None) -> Allocation:
 
 @dataclass(frozen=True)
 class _Limit:
-    """At most ``share`` of what the model costs as it is. ``parts`` tell what widths cost; their share of the present is too small by the factor ``scale``."""
+    """At most ``share`` of what the model costs as it is. ``parts`` tell what widths cost; their share of the present is too small by the factor ``scale``.
+
+    The pass's ``option`` asks for it in parts of ``unit``: 1 where it is a share, and milliseconds of the model as it is.
+    """
 
     option: str
     parts: Sequence[Part]
     share: float
     scale: float = 1.0
+    unit: float = 1.0
 
     def cost(self, widths: Mapping[Axis, int]) -> float:
         """Of the model with ``widths``."""
@@ -215,9 +219,9 @@ def _solved(problem: Problem, limits: Sequence[_Limit], whole: Set[str]) -> tupl
     shares = [limit.scale * limit.cost(narrow) / limit.cost(present) for limit in limits]
     nearest, share = max(zip(limits, shares, strict=True), key=lambda one: one[1] / one[0].share)
     error = UnsupportedError(
-        f"no widths meet {nearest.option}={nearest.share:.3g}",
+        f"no widths meet {nearest.option}={nearest.unit * nearest.share:.3g}",
         why=f"the narrowest that may be chosen still take {share:.3g} of what the model takes now",
-        hint=f"ask for {nearest.option}={share * (1 + CLOSE):.2g} or more, or let more go: kinds, include, exclude, least",
+        hint=f"ask for {nearest.option}={nearest.unit * share * (1 + CLOSE):.2g} or more, or let more go: kinds, include, exclude, least",
     )
     found = _tables(problem, choices, limits)
     most = [limit.share / limit.scale * limit.cost(present) for limit in limits]
@@ -294,10 +298,15 @@ class _Loop:
     """The kinds of groups that the last choice was better without."""
     measured: list[Measured] = field(default_factory=list)
     tried: list[_Tried] = field(default_factory=list)
+    present_ms: float = 1.0
+    """Of the model as it is, where milliseconds are asked for."""
 
     def run(self) -> Allocation:
         """At most three rounds."""
-        wanted = self.goal.latency if self.goal.latency_ms is None else self.goal.latency_ms / self.bench.cost(self.problem.axes.model).latency_ms
+        wanted = self.goal.latency
+        if self.goal.latency_ms is not None:
+            self.present_ms = self.bench.cost(self.problem.axes.model).latency_ms
+            wanted = self.goal.latency_ms / self.present_ms
         assert wanted is not None
         if wanted >= 1:
             return Allocation(self.problem.present)
@@ -317,7 +326,8 @@ class _Loop:
         model = fit(self.problem.counts, self.measured)
         last = self.tried[-1] if self.tried else None
         scale = 1.0 if last is None else last.share / self._share(model, last.widths)
-        limits = [_Limit("latency", list(model.parts()), wanted, scale), *self.limits]
+        option = "latency" if self.goal.latency_ms is None else "latency_ms"
+        limits = [_Limit(option, list(model.parts()), wanted, scale, self.present_ms), *self.limits]
         if last is not None:
             found = _solved(self.problem, limits, self.whole)[0]
             if found is not None and _taken(self.problem, found) <= _taken(self.problem, last.widths):
@@ -331,7 +341,8 @@ class _Loop:
         problem.progress(number - 1, ROUNDS, f"measure what was chosen, round {number}")
         found = self.bench.paired(problem.axes.model, problem.narrowed(widths))
         if self.goal.latency_ms is not None:
-            wanted = self.goal.latency_ms / found.base_ms.value
+            self.present_ms = found.base_ms.value
+            wanted = self.goal.latency_ms / self.present_ms
         self.tried.append(_Tried(widths, found.share.value, wanted))
         if not self.tried[-1].met and number < ROUNDS:
             self._measure(widths, found.share.value)

@@ -263,15 +263,16 @@ def test_what_only_a_later_round_takes_is_measured_together_with_the_rest() -> N
     assert (found["cheap"], found["dear"]) == (1, 0)
 
 
-def test_what_no_width_can_meet_is_refused_with_the_nearest_that_can_be_met() -> None:
-    model = tiny_model()
-    with pytest.raises(UnsupportedError, match=r"no widths meet macs=0\.01") as refused:
-        Pipeline.parse("prune{macs=0.01,importance=l2}").run(model, context())
-    share = float(refused.value.hint.split("macs=")[1].split()[0])
-    after = Pipeline.parse(f"prune{{macs={share},importance=l2}}").run(model, context())
-    assert after.macs <= share * model.macs
-    with pytest.raises(UnsupportedError, match=r"no widths meet latency=0\.02"):
-        Pipeline.parse("prune{latency=0.02,importance=l2}").run(model, context(KnownBench()))
+@pytest.mark.parametrize(("option", "asked"), [("macs", 0.01), ("params", 0.01), ("latency", 0.02), ("latency_ms", 0.03)])
+def test_what_no_width_can_meet_is_refused_with_the_nearest_that_can_be_met(option: str, asked: float) -> None:
+    model, bench = tiny_model(), KnownBench()
+    with pytest.raises(UnsupportedError, match=rf"no widths meet {option}={asked}") as refused:
+        Pipeline.parse(f"prune{{{option}={asked},importance=l2}}").run(model, context(bench))
+    nearest = float(refused.value.hint.split(f"{option}=")[1].split()[0])
+    after = Pipeline.parse(f"prune{{{option}={nearest},importance=l2}}").run(model, context(bench))
+    whole = {"macs": model.macs, "params": model.params, "latency": bench.ms(model), "latency_ms": 1.0}[option]
+    left = {"macs": after.macs, "params": after.params}.get(option, bench.ms(after))
+    assert left <= 1.03 * nearest * whole
 
 
 def test_time_needs_a_target_and_loss_needs_data() -> None:
