@@ -90,10 +90,15 @@ class Lowering:
         """Compare the file's outputs with the model's.
 
         Raises:
+            UnsupportedError: the runtime has no kernel for something that its converter wrote.
             NumericsError: they differ by more than float32 arithmetic, or the plan's own error, explains.
         """
-        with open_session(artifact.path, target.runner, 1, extra=target.extra) as session:
-            ran = tuple(torch.from_numpy(np.array(o)) for o in session.run(tuple(x.numpy() for x in self.inputs)))
+        try:
+            with open_session(artifact.path, target.runner, 1, extra=target.extra) as session:
+                ran = tuple(torch.from_numpy(np.array(o)) for o in session.run(tuple(x.numpy() for x in self.inputs)))
+        except UnsupportedError as error:
+            hint = "replace the layer that this comes from, or leave the target out"
+            raise UnsupportedError(f"target {target.name!r} cannot run this model", why=error.why, hint=hint) from error
         graph = flat_outputs(model, self.inputs)
         try:
             if model.quant is None or not model.quant.ops:

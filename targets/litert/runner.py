@@ -78,6 +78,9 @@ COMPUTES = {
 }
 """Operators of XNNPACK, and those of a file that they compute where that is not their own name in capitals."""
 
+NO_KERNEL = ("Didn't find op for builtin opcode", "operations are currently supported for stablehlo")
+"""What the runtime says of a file that holds what it has no kernel for."""
+
 
 class Session:
     """One loaded file.
@@ -91,8 +94,13 @@ class Session:
 
     def __init__(self, path: str, threads: int) -> None:
         self.runtime_version: str = version("ai-edge-litert")
-        self._interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
-        self._interpreter.allocate_tensors()
+        try:
+            self._interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            if any(said in str(error) for said in NO_KERNEL):
+                raise NotImplementedError(str(error).strip().splitlines()[0]) from error
+            raise
         self._in: list[dict[str, Any]] = self._interpreter.get_input_details()
         self._out: list[dict[str, Any]] = self._interpreter.get_output_details()
         signature: dict[str, Any] = next(iter(self._interpreter._get_full_signature_list().values()), {"inputs": {}, "outputs": {}})
