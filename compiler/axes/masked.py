@@ -34,22 +34,27 @@ def _packets(*lines: str) -> set[Any]:
 _ELEMENTWISE = {
     aten.alias.default,
     aten.contiguous.default,
+    aten.copy.default,
     aten.detach.default,
     aten.dropout.default,
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
     aten.floor_divide.default,
+    aten.floor_divide.Scalar,
     aten.hardsigmoid.default,
     aten.hardswish.default,
     aten.lift_fresh_copy.default,
     aten.log_sigmoid.default,
     aten.masked_fill.Tensor,
+    aten.real.default,
     aten.to.device,
     aten.to.dtype,
     aten.to.dtype_layout,
     aten._to_copy.default,
     aten.clip.default,
+    aten.__and__.Scalar,
     aten.__and__.Tensor,
+    aten.__or__.Scalar,
     aten.__or__.Tensor,
     aten.where.ScalarSelf,
     aten.where.ScalarOther,
@@ -64,12 +69,15 @@ _OF_FIRST = {
     aten.full_like.default,
     aten.empty_like.default,
     aten.cumsum.default,
+    aten.cumprod.default,
+    aten.fill.Scalar,
+    aten.fill.Tensor,
     aten.tril.default,
     aten.triu.default,
 }
 _MOVES = _packets(
-    "view reshape _unsafe_view view_as reshape_as unflatten flatten ravel squeeze unsqueeze atleast_1d atleast_2d",
-    "permute transpose t numpy_T mT swapaxes swapdims movedim moveaxis expand expand_as broadcast_to broadcast_tensors repeat tile repeat_interleave",
+    "view reshape _unsafe_view view_as reshape_as unflatten flatten ravel squeeze unsqueeze atleast_1d atleast_2d atleast_3d",
+    "permute transpose t numpy_T mT adjoint swapaxes swapdims movedim moveaxis expand expand_as broadcast_to broadcast_tensors repeat tile repeat_interleave",
     "cat concat concatenate stack split split_with_sizes chunk tensor_split unbind select slice narrow roll flip",
     "index _unsafe_index gather embedding pixel_shuffle pixel_unshuffle channel_shuffle constant_pad_nd pad",
 )
@@ -232,6 +240,15 @@ def _selected(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
     return zeroed(value, alive), alive
 
 
+def _differences(target: Any, call: Call, masks: Call) -> tuple[Any, Alive]:
+    """Of neighbours along one dimension, all of whose places stay: dead along the others where what it is taken of is."""
+    value = target(*call[0], **call[1])
+    dim = {**dict(zip(("self", "n", "dim"), call[0], strict=False)), **call[1]}.get("dim", -1)
+    mask = masks[0][0].alive
+    alive = None if mask is None else mask.any(dim, keepdim=True).expand(value.shape)
+    return zeroed(value, alive), alive
+
+
 def _grid(target: Any, call: Call, masks: Call) -> tuple[Any, Any]:
     """Alive where all the vectors are."""
     value = target(*call[0], **call[1])
@@ -353,6 +370,7 @@ _HANDLERS: tuple[tuple[Any, Handler], ...] = (
     (_packets("new_zeros new_ones new_full new_empty"), _new),
     ({aten.index_select}, _selected),
     ({aten.meshgrid}, _grid),
+    ({aten.diff}, _differences),
     (_MOVES, _move),
     ({aten.scatter, aten.scatter_add, aten.scatter_reduce}, _placed),
     ({aten.index_put}, _put),

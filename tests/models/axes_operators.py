@@ -353,6 +353,16 @@ b: 5, A6
 c: 2, 5""",
         "",
     ),
+    "reduce: running products, and differences of tokens": (
+        lambda x, a, b: F.linear(F.linear(x, a).sigmoid().cumprod(1).diff(dim=1), b),
+        {"a": (6, 4), "b": (2, 6)},
+        (2, 3, 4),
+        {"a": [1, 3]},
+        """\
+a: A6, 4
+b: 2, A6""",
+        "",
+    ),
     "shape: made equal": (
         _abreast,
         {"a": (6, 4), "scale": (1, 6), "b": (2, 6)},

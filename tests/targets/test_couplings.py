@@ -22,6 +22,7 @@ REFUSED = {
     ("index: counted by value", "litert"): "aten.histc",
     ("reduce: in order", "executorch"): "aten::sort",
     ("reduce: in order", "litert"): "STABLEHLO_SORT",
+    **{("reduce: running products, and differences of tokens", target): "cumprod" for target in registry.target_names()},
 }
 """What a runtime has no kernel for, and what it is called in the message."""
 MIXED = {"index: counted by value", "reduce: over everything"}
