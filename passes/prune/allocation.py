@@ -221,7 +221,7 @@ def _solved(problem: Problem, limits: Sequence[_Limit], whole: Set[str]) -> tupl
     error = UnsupportedError(
         f"no widths meet {nearest.option}={nearest.unit * nearest.share:.3g}",
         why=f"the narrowest that may be chosen still take {share:.3g} of what the model takes now",
-        hint=f"ask for {nearest.option}={nearest.unit * share * (1 + CLOSE):.2g} or more, or let more go: kinds, include, exclude, least",
+        hint=f"ask for {nearest.option}={nearest.unit * share * (1 + CLOSE):.3g} or more, or let more go: kinds, include, exclude, least",
     )
     found = _tables(problem, choices, limits)
     most = [limit.share / limit.scale * limit.cost(present) for limit in limits]
