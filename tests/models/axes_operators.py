@@ -32,6 +32,10 @@ def _batched(x: torch.Tensor, a: torch.Tensor, shift: torch.Tensor, b: torch.Ten
     return F.linear(torch.baddbmm(shift, x, a.expand(x.shape[0], 4, 6)), b)
 
 
+def _from_a_start(x: torch.Tensor, a: torch.Tensor, start: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return F.linear(F.linear(x, a).diff(dim=1, prepend=start.expand(x.shape[0], 1, 6)), b)
+
+
 def _counted(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return F.linear(F.linear(x, b).relu(), c) * torch.histc(F.linear(x, a), 3, -2, 2)
 
@@ -362,6 +366,19 @@ c: 2, 5""",
 a: A6, 4
 b: 2, A6""",
         "",
+    ),
+    "reduce: differences to what is put before": (
+        _from_a_start,
+        {"a": (6, 4), "start": (1, 1, 6), "b": (2, 6)},
+        (2, 3, 4),
+        {"a": [1, 3]},
+        """\
+a: A6, 4
+start: 1, 1, A6
+b: 2, A6""",
+        """\
+-expand(_, [B, 1, 6])
++expand(_, [B, 1, 4])""",
     ),
     "shape: made equal": (
         _abreast,

@@ -86,12 +86,16 @@ def ordered(op: Op) -> Shape:
 
 @rule(aten.diff.default)
 def diff(op: Op) -> Shape:
-    """Neighbours are subtracted: pinned."""
+    """Neighbours are subtracted: pinned. What is put before and behind has the same units along the other dimensions."""
     x = list(op.terms("self"))
     dim = op.int_arg("dim") % len(x)
     op.pin([x[dim]], "its order matters")
-    for name in ("prepend", "append"):
-        op.pin(op.maybe(name) or (), "its order matters")
+    for other in (op.maybe("prepend"), op.maybe("append")):
+        for i, term in enumerate(other or ()):
+            if i == dim:
+                op.pin([term], "its order matters")
+            else:
+                op.unify(x[i], term)
     x[dim] = op.pinned(op.out_sizes[dim], "its order matters")
     return tuple(x)
 

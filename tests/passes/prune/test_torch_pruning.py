@@ -161,8 +161,9 @@ def test_importances_plug_in_by_name(name: str, kind: type[nn.Module]) -> None:
     assert passes.run(model, ctx).params < 0.8 * model.params
 
 
-@pytest.mark.parametrize("name", ["GroupMagnitudeImportance", "GroupTaylorImportance", "GroupHessianImportance"])
-def test_scores_are_what_the_library_says_of_its_own_group(name: str) -> None:
+@pytest.mark.parametrize(("name", "close"), [("GroupMagnitudeImportance", 1e-6), ("GroupTaylorImportance", 1e-4), ("GroupHessianImportance", 1e-4)])
+def test_scores_are_what_the_library_says_of_its_own_group(name: str, close: float) -> None:
+    """Gradients are sums in float32, of which Taylor's scores add up terms that nearly cancel."""
     torch.manual_seed(0)
     module = randomise_norms(Residual()).eval()
     x = tiny_data(8).train.inputs[0]
@@ -178,7 +179,7 @@ def test_scores_are_what_the_library_says_of_its_own_group(name: str) -> None:
         parameter.grad = stacked.square().mean(0) if "Hessian" in name else stacked.mean(0)
     graph = tp.DependencyGraph().build_dependency(module, example_inputs=samples)
     own = getattr(tp.importance, name)()(graph.get_pruning_group(module.a, tp.prune_conv_out_channels, idxs=list(range(8))))
-    np.testing.assert_allclose(scores.numpy(), own.detach().double().numpy(), rtol=1e-4)
+    np.testing.assert_allclose(scores.numpy(), own.detach().double().numpy(), rtol=close)
 
 
 def test_squares_of_gradients_need_single_samples(tmp_path: Path) -> None:
